@@ -2,22 +2,22 @@
 
 Read these files in this order. Each adds one idea:
 
-1. `minilora.lora`: the low-rank adapter, and a layer with an adapter beside it
-2. `minilora.linear`: the layer that is adapted
+1. `minilora.lora`: the low-rank adapter, and a layer with an adapter
+2. `minilora.linear`: the layer to adapt
 3. `minilora.losses`: mean squared error, cross-entropy, and their gradients
-4. `minilora.optim`: Adam, and how its step length changes
-5. `minilora.training`: the loop, and which rows a step takes
-6. `minilora.article`: the experiment of "Understanding LoRA with a minimal example", made of these five, and of
-   `minilora.fast.residual_form` for speed
+4. `minilora.optim`: Adam
+5. `minilora.training`: the training loop
+6. `minilora.article`: the experiment of "Understanding LoRA with a minimal example", built from these five, and
+   from `minilora.fast.residual_form` for speed
 
-They stand on `minilora.layer` (what a layer promises), `minilora.backend` (NumPy or CuPy), `minilora.checks` (errors
-for bad input) and `minilora.extras` (packages beyond NumPy). From one layer to a model: `minilora.layers` and
-`minilora.adaptation`. What became of LoRA: `minilora.variants`. Is a gradient right? `minilora.verify`. The same
-numbers with less work: `minilora.fast`.
+They are based on `minilora.layer` (the protocol of a layer), `minilora.backend` (NumPy or CuPy), `minilora.checks`
+(errors for bad input) and `minilora.extras` (optional packages). `minilora.layers` and `minilora.adaptation` lead from
+one layer to a model, `minilora.variants` has the variants of LoRA, `minilora.verify` checks gradients, and
+`minilora.fast` computes the same numbers with less work.
 
-Five doors lead on: `minilora.files` (adapters, merging, checkpoints), `minilora.language` (a language model,
-fine-tuned), `minilora.conformance` (judges what other people wrote), `minilora.audit` (looks at an adapter's files) and
-`minilora.exercises` (grades a backward of yours). `minilora.cli` is the command line.
+Five packages build on these: `minilora.files` (adapters, merging, checkpoints), `minilora.language` (fine-tuning of a
+language model), `minilora.conformance` (tests of other implementations), `minilora.audit` (checks of an adapter's
+files) and `minilora.exercises` (grades your own backward). `minilora.cli` is the command line.
 """
 
 import sys
@@ -32,13 +32,13 @@ __version__ = "0.4.0"
 def lazily(package: str) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
     """Return a package's ``__getattr__`` and ``__dir__``: names and modules are imported when they are first used.
 
-    So ``import minilora`` takes no time, and a name that needs a package of an extra says which. The names stand once,
-    in the package's ``__init__.pyi``, which type checkers and editors read as well.
+    So ``import minilora`` is instant, and a name that needs an optional package says which one. The names are listed
+    once, in the package's ``__init__.pyi``, which type checkers and editors read too.
     """
 
     @cache
     def homes() -> dict[str, str]:
-        """Return the module that each public name comes from."""
+        """Return the module of each public name."""
         import ast
         from pkgutil import get_data
 

@@ -1,14 +1,14 @@
-"""An adapter beside each layer that you name: adapt, attach, merge.
+"""Adapters of a model's layers: adapt, attach, merge.
 
-    adapted = adapt(model, ["q_proj", "v_proj"], rank=8, alpha=16, rng=rng)     everything frozen but new adapters
+    adapted = adapt(model, ["q_proj", "v_proj"], rank=8, alpha=16, rng=rng)     everything frozen except new adapters
     train(adapted, X, Y, rng=rng)
     save_adapter("folder", adapters(adapted))                                   the adapters by module path
-    same = attach(model, load_adapter("folder"))                                adapters that exist already
-    plain = merge(adapted)                                                      the adapters folded into the weights
+    same = attach(model, load_adapter("folder"))                                existing adapters
+    plain = merge(adapted)                                                      the adapters merged into the weights
 
-None of them changes the model it is given. `Linear`, `Embedding`, `Conv1d` and `Conv2d` take adapters, and so do the
-arrays with the weights of a mixture's experts, which `target_parameters` names. An adapted layer is one that has an
-``adapter`` and can ``merge()``: this module's own, or yours, placed by `put_beside`.
+None of these changes the given model. `Linear`, `Embedding`, `Conv1d` and `Conv2d` can have adapters, and so can the
+arrays with the weights of a mixture's experts, which `target_parameters` selects. An adapted layer has an ``adapter``
+and a method ``merge()``; `put_beside` inserts your own class of adapted layers.
 """
 
 from __future__ import annotations
@@ -44,50 +44,51 @@ def adapt(
     use_rslora: bool = False, use_dora: bool = False, dora_norm: str = "constant", init: str = "lora",
     target_parameters: Sequence[str] | None = None,
 ) -> Any:  # fmt: skip
-    """Return the model frozen, with a new adapter beside each layer that `target_modules` names.
+    """Return a frozen model with a new adapter of each layer that `target_modules` selects.
 
     Parameters
     ----------
     model : Layer
-        A model, or a single layer. It stays as it is; the frozen arrays are shared with it, not copied.
+        A model, or a single layer. It does not change; the result shares its frozen arrays.
     target_modules : list of str, or str
-        As PEFT reads it. A list has module paths or their ends: ``"q_proj"`` names ``layers.0.self_attn.q_proj`` too. A
-        string is one regular expression that must match the whole path; ``"all-linear"`` names every `Linear` but
+        As in PEFT. A list has module paths or suffixes: ``"q_proj"`` matches ``layers.0.self_attn.q_proj`` too. A
+        string is a regular expression that must match the full path; ``"all-linear"`` selects every `Linear` except
         ``lm_head``.
     rank, alpha
-        Of each adapter, as in `LoRA.init`.
+        Rank and alpha of each adapter, as in `LoRA.init`.
     rng : numpy.random.Generator
-        Draws the adapters' starts, in the order of the model's layers.
+        Draws the initial adapters, in the order of the model's layers.
     use_rslora : bool
         Whether the scaling is alpha / sqrt(r), see `minilora.variants.scaling`.
     use_dora : bool
-        Whether the length of each row of the weight trains apart from its direction, see `minilora.variants.dora`.
+        Whether to train the norm of each row of the weight separately, see `minilora.variants.dora`.
     dora_norm : {"constant", "full"}
-        How DoRA's backward treats the norm: as a constant, as PEFT does, or with its full gradient.
+        Whether DoRA's backward treats the norm as a constant, as in PEFT, or includes its full gradient.
     init : {"lora", "pissa"}
-        How adapters start: at zero, or from the leading singular vectors, see `minilora.variants.pissa`. With
-        ``"pissa"`` the bases are new layers, what is left of the given ones.
+        Whether adapters start at zero, or from the leading singular vectors, see `minilora.variants.pissa`. With
+        ``"pissa"`` the bases are new layers, the remainders of the given ones.
     target_parameters : list of str, optional
-        As PEFT reads it: names of arrays that hold the weights of a mixture's experts, or their ends, such as
-        ``"mlp.experts.gate_up_proj"``; the router's ``"mlp.gate.weight"`` is one too. Each expert has factors of its
-        own, of this rank: see `minilora.variants.stackedlora`. Beside them, `target_modules` may be ``[]``.
+        As in PEFT: names, or suffixes, of the arrays with the weights of a mixture's experts, such as
+        ``"mlp.experts.gate_up_proj"``, or of the router, ``"mlp.gate.weight"``. Each expert has its own factors of this
+        rank: see `minilora.variants.stackedlora`. `target_modules` may then be ``[]``.
 
     Returns
     -------
     Layer
-        A model of the same class; of a single layer, the adapted one, such as a `LoRALinear`. Its output is the same
-        until the first training step, after PiSSA up to rounding.
+        A model of the same class; for a single layer, an adapted layer such as a `LoRALinear`. Its output is unchanged
+        until the first training step, with PiSSA up to rounding.
 
     Raises
     ------
     ValueError, TypeError
-        If `target_modules`, or a name in it, names no layer without an adapter, a name in `target_parameters` no such
-        array, or they come with `use_dora` or PiSSA, as in PEFT. If an argument is out of range, or of another type.
+        If `target_modules`, or a name in it, matches no layer without an adapter, or a name in `target_parameters` no
+        such array; if `target_parameters` comes with `use_dora` or PiSSA, as in PEFT; if an argument has a wrong type
+        or value.
 
     Warns
     -----
     UserWarning
-        If the rank is above the smaller width of a layer, where it gains nothing.
+        If the rank exceeds the smaller width of a layer, which has no benefit.
     """
     (rank,) = check_sizes(rank=rank)
     check_choice("dora_norm", dora_norm, NORMS)
@@ -95,7 +96,7 @@ def adapt(
     use_dora = check_flag("use_dora", use_dora)
     stacks = named_parameters(model, target_parameters) if target_parameters else {}
     if stacks and (use_dora or init != "lora"):
-        raise ValueError(f"target_parameters takes no {'use_dora' if use_dora else f'init={init!r}'}, as in PEFT")
+        raise ValueError(f"target_parameters excludes {'use_dora' if use_dora else f'init={init!r}'}, as in PEFT")
     check_target_modules(target_modules)
     no_modules = not isinstance(target_modules, str) and not len(target_modules)
     targets = stacks if stacks and no_modules else stacks | named_layers(model, target_modules)
@@ -114,11 +115,11 @@ def adapt(
 
 
 def put_beside(model: Layer, target_modules: str | Sequence[str], beside: Callable[[str, Any], Layer]) -> Any:
-    """Return the model frozen, with a layer of your making in the place of each that `target_modules` names.
+    """Return a frozen model in which your own layer replaces each one that `target_modules` selects.
 
-    ``beside(path, layer)`` is called with a frozen copy of each named layer, in the model's order. What it returns has
-    the adapter as its attribute ``adapter``, and a method ``merge()`` that returns one layer without it; anything else
-    is a TypeError.
+    ``beside(path, layer)`` is called with a frozen copy of each selected layer, in the model's order. It must return a
+    layer with an attribute ``adapter`` and a method ``merge()`` that returns a plain layer; anything else is a
+    TypeError.
     """
 
     def adapted(path: str, layer: Any) -> Layer:
@@ -132,25 +133,26 @@ def put_beside(model: Layer, target_modules: str | Sequence[str], beside: Callab
 
 
 def attach(model: Layer, adapters: Mapping[str, LoRA]) -> Any:
-    """Return the model frozen, with the given adapters beside the layers at their paths.
+    """Return a frozen model with the given adapters of the layers at their paths.
 
     Parameters
     ----------
     model : Layer
-        A model, or a single layer with the path ``""``. It stays as it is.
+        A model, or a single layer with the path ``""``. It does not change.
     adapters : mapping of str to LoRA
-        By module path, as `load_adapter` and `minilora.adapters` return them. They are shared, not copied. But one that
-        started by PiSSA becomes one of rank 2r, with new arrays, beside the original base, which the model must have.
+        By module path, as `load_adapter` and `minilora.adapters` return them. They are shared, not copied, but an
+        adapter initialised with PiSSA becomes one of rank 2r, with new arrays, for the original base, which the model
+        must have.
 
     Returns
     -------
     Layer
-        A model of the same class; of a single layer, the adapted one.
+        A model of the same class; for a single layer, an adapted layer.
 
     Raises
     ------
     ValueError, TypeError
-        If a path is not that of a layer without an adapter, or an adapter's widths, dtype or kind do not fit.
+        If there is no layer without an adapter at a path, or an adapter's widths, dtype or kind do not fit.
     """
     check_model(model)
     check_adapters("adapters", adapters)
@@ -158,7 +160,7 @@ def attach(model: Layer, adapters: Mapping[str, LoRA]) -> Any:
     adapters = dict(_of_layer(path, adapter, free) for path, adapter in adapters.items())
     if unknown := [path for path in adapters if path not in free]:
         raise ValueError(
-            f"adapters names {_listed(unknown)}, which are no layers without an adapter; there are {_listed(free)}"
+            f"adapters names {_listed(unknown)}, which are not layers without an adapter; there are {_listed(free)}"
         )
 
     def adapted(path: str, layer: Any) -> Layer:
@@ -170,7 +172,7 @@ def attach(model: Layer, adapters: Mapping[str, LoRA]) -> Any:
 
 
 def _of_layer(path: str, adapter: LoRA, free: Mapping[str, Layer]) -> tuple[str, LoRA]:
-    """Return an adapter and its layer's path, also where a file names the layer's weight in place of the layer."""
+    """Return an adapter and its layer's path, also if a file names the layer's weight instead of the layer."""
     layer = path.removesuffix(".weight")
     if path in free or layer not in free or not isinstance(adapter, StackedLoRA) or adapter.experts > 1:
         return path, adapter
@@ -178,31 +180,30 @@ def _of_layer(path: str, adapter: LoRA, free: Mapping[str, Layer]) -> tuple[str,
 
 
 def merge(model: Layer, *, requantize: bool = False) -> Any:
-    """Return the model with its adapters folded into the weights: as fast as before adapting.
+    """Return the model with its adapters merged into the weights, as fast as before adapting.
 
-    Each adapted layer's own ``merge()`` says what it becomes. The output is the same up to rounding. Every array is
-    new, and every layer trains again.
+    Each adapted layer is replaced by the result of its ``merge()``. The output is unchanged up to rounding. All arrays
+    are new, and all layers train again.
 
     Parameters
     ----------
     model : Layer
-        It stays as it is.
+        The adapted model. It does not change.
     requantize : bool
-        Of an adapted layer whose base is quantised: whether the sum is quantised again, in the base's format. It loses
-        most of a small change, as a `UserWarning` says. By default it becomes a `Linear` in the base's dtype.
+        Whether the merged weight of a quantised base is quantised again, in the base's format. That loses most of a
+        small change, which a `UserWarning` reports. By default it becomes a `Linear` in the base's dtype.
 
     Raises
     ------
     ValueError, TypeError
-        With `requantize`, if no adapter stands beside a quantised layer, or one in a format that only files are read
-        from.
+        With `requantize`, if no adapted layer is quantised, or one has a format that can only be read.
     """
     check_model(model)
     requantize, sums = check_flag("requantize", requantize), [0.0, 0.0]
     if requantize and not any(
         isinstance(getattr(layer, "base", None), FrozenQuantizedLinear) for _, layer in walk(model)
     ):
-        raise ValueError("requantize=True, and no adapter stands beside a quantised layer")
+        raise ValueError("requantize=True, and no adapted layer is quantised")
 
     def fold(path: str, layer: Any) -> Any:
         vars(layer).pop("frozen", None)
@@ -228,40 +229,40 @@ def merge(model: Layer, *, requantize: bool = False) -> Any:
 
 
 def adapters(model: Layer) -> dict[str, Any]:
-    """Return the adapters of a model by the path of the module that each stands beside: what `save_adapter` takes.
+    """Return the adapters of a model by module path, as `save_adapter` expects them.
 
-    Each is an `Adapter` with the model's own arrays: it has ``delta()``, the change of the module's matrix (out, in)
-    before DoRA's norm, and knows its `kind` of layer, its `kernel` and, after PiSSA, how it started. Of a layer of your
-    own it is that layer's ``adapter``, whatever its class. Arrays beside it that a LoRA would lose are a TypeError.
+    Each is an `Adapter` that shares the model's arrays. It has ``delta()``, the change of the module's matrix (out, in)
+    before DoRA's norm, and knows its `kind` of layer, its `kernel` and, with PiSSA, its start. For your own adapted
+    layer it is the layer's ``adapter`` of any class. Further arrays that a LoRA would lose are a TypeError.
     """
     check_model(model)
     return {path: _described(path, layer) for path, layer in walk(model) if is_adapted(layer)}
 
 
 def ends_of(model: Layer) -> list[str]:
-    """Return the shortest names of the layers that have adapters, for PEFT's ``target_modules``: ends, or paths."""
+    """Return the shortest suffixes that select exactly the adapted layers, for PEFT's ``target_modules``."""
     stacks = {path for path, layer in walk(model) if isinstance(layer, (StackedLinear, StackedLoRALinear))}
     adapted = {path: is_adapted(layer) for path, layer in walk(model)}
 
     def name(path: str) -> str:
         end = path.rpartition(".")[2]
         every = all(there for other, there in adapted.items() if f".{other}".endswith(f".{end}"))
-        # Elsewhere a mixture's experts are modules of their own, and an end would name their layers too.
+        # In other programs a mixture's experts are modules, and a suffix would select their layers too.
         return end if every and not stacks else path
 
     return [*dict.fromkeys(name(path) for path, there in adapted.items() if there and path not in stacks)]
 
 
 def is_adapted(layer: Any) -> bool:
-    """Return whether a layer has an adapter beside it: whether it can merge."""
+    """Return whether a layer has an adapter, and so can merge."""
     return callable(getattr(layer, "merge", None))
 
 
 def _replaced(model: Layer, targets: Collection[str], adapted: Callable[[str, Any], Layer]) -> Any:
-    """Return the model frozen, with another layer in the place of each at these paths."""
+    """Return a frozen model with the layers at these paths replaced."""
 
     def replaced(path: str, layer: Layer) -> Layer:
-        layer.frozen = True  # it is a copy
+        layer.frozen = True  # a copy
         return adapted(path, layer) if path in targets else layer
 
     return rebuild(model, layer=replaced)
@@ -270,7 +271,7 @@ def _replaced(model: Layer, targets: Collection[str], adapted: Callable[[str, An
 def _start(
     layer: Any, *, rank: int, alpha: float, rng: np.random.Generator, use_rslora: bool, init: str
 ) -> tuple[Any, Adapter]:
-    """Return a base and a new adapter for it: as PEFT starts, or from the base's singular vectors."""
+    """Return a base with a new adapter: PEFT's initialisation, or the base's singular vectors."""
     matrix = _matrix(layer)
     like: Any = first_array(matrix)
     where: dict[str, Any] = {"dtype": like.dtype, "backend": backend_of(like)}
@@ -281,7 +282,7 @@ def _start(
         layer = rest if isinstance(layer, Linear) else layer.from_linear(rest)
         layer.frozen = start.frozen = True
         A, B = start.lora_A.copy(), start.lora_B.copy()
-    elif isinstance(layer, Embedding):  # A = 0 and B normal, the other way round
+    elif isinstance(layer, Embedding):  # A = 0 and B normal, the reverse
         A, B = where["backend"].zeros(A.shape, A.dtype), where["backend"].asarray(rng.standard_normal(B.shape), B.dtype)
     return layer, Adapter(A, B, new.alpha, **place_of(layer), use_rslora=use_rslora, start=start)
 
@@ -289,7 +290,7 @@ def _start(
 def _start_stacked(
     layer: StackedLinear, *, rank: int, alpha: float, rng: np.random.Generator, use_rslora: bool
 ) -> StackedLoRA:
-    """Return a new adapter of each of a stack of weights, as PEFT starts: A uniform, B zero."""
+    """Return new adapters of a stack of weights with PEFT's initialisation: A uniform, B zero."""
     (n_out, n_in), E = layer.shape, layer.experts
     like = layer.weight
     new = LoRA.init(n_in, n_out, rank=rank * E, alpha=alpha, rng=rng, dtype=like.dtype, backend=backend_of(like))
@@ -297,20 +298,20 @@ def _start_stacked(
 
 
 def _attached(layer: Any, adapter: LoRA) -> Layer:
-    """Return a layer with an adapter that exists already and knows, unless it is a plain `LoRA`, where it belongs."""
+    """Return a layer with an existing adapter, which must belong there unless it is a plain `LoRA`."""
     for name, expected in place_of(layer).items():
         if (got := getattr(adapter, name, expected)) != expected:
-            raise ValueError(f"adapter is of {name} {got!r}, expected {expected!r} beside {layer!r}")
+            raise ValueError(f"adapter is of {name} {got!r}, expected {expected!r} for {layer!r}")
     return over(layer, over_original(adapter) if isinstance(adapter, Adapter) else adapter)
 
 
 def _matrix(layer: Any) -> Any:
-    """Return the linear layer that a layer is, on rewritten inputs."""
+    """Return a layer as a linear layer on rows."""
     return layer.as_linear() if hasattr(layer, "as_linear") else layer
 
 
 def _described(path: str, layer: Any) -> Any:
-    """Return a layer's adapter; of a plain `LoRA` one that shares its arrays and knows where it stands."""
+    """Return a layer's adapter; a plain `LoRA` is wrapped in an `Adapter` that shares its arrays."""
     adapter, more = layer.adapter, members_besides(layer, "base", "adapter")
     if not isinstance(adapter, LoRA):
         return adapter
@@ -319,7 +320,7 @@ def _described(path: str, layer: Any) -> Any:
             f"the layer {path!r}, a {type(layer).__name__}, has a {next(iter(more))} besides base and adapter: its "
             "adapter alone is not its change of weight"
         )
-    if type(adapter) is not LoRA:  # it knows where it stands, or is of a class of yours
+    if type(adapter) is not LoRA:  # it knows its kind of layer, or is of your own class
         return adapter
     described = Adapter(adapter.lora_A, adapter.lora_B, adapter.alpha, **place_of(getattr(layer, "base", None)))
     described.frozen = adapter.frozen
@@ -327,7 +328,7 @@ def _described(path: str, layer: Any) -> Any:
 
 
 def named_layers(model: Layer, target_modules: str | Sequence[str]) -> dict[str, Layer]:
-    """Return the layers without an adapter that `target_modules` names, by path: at least one for each name."""
+    """Return the layers without an adapter that `target_modules` selects, by path; each name must match one."""
     check_target_modules(target_modules)
     every = _free(model)
     free = {path: layer for path, layer in every.items() if kind_of_layer(layer)}
@@ -338,7 +339,7 @@ def named_layers(model: Layer, target_modules: str | Sequence[str]) -> dict[str,
         what = f"{unused[0]!r} in target_modules" if targets else f"target_modules={target_modules!r}"
         expression = isinstance(target_modules, str) and target_modules != ALL_LINEAR
         if not every and any(is_adapted(layer) for _, layer in walk(model)):
-            raise ValueError("every layer of the model has an adapter already: merge(model) folds them in")
+            raise ValueError("every layer of the model already has an adapter: merge(model) first")
         if [*every] == [""]:
             raise ValueError(
                 f"{what} names no layer, and the model is one layer, without a name: "
@@ -352,24 +353,24 @@ def named_layers(model: Layer, target_modules: str | Sequence[str]) -> dict[str,
 
 
 def named_parameters(model: Layer, target_parameters: Collection[str]) -> dict[str, Layer]:
-    """Return the stacks of weights without an adapter that `target_parameters` names, by the name of their array."""
+    """Return the stacks of weights without an adapter that `target_parameters` selects, by the array's name."""
     if isinstance(target_parameters, str) or not isinstance(target_parameters, Collection):
-        raise TypeError(f"target_parameters must be a list of names, and no expression, got {target_parameters!r}")
+        raise TypeError(f"target_parameters must be a list of names, not an expression, got {target_parameters!r}")
     free = {path: layer for path, layer in _free(model).items() if isinstance(layer, StackedLinear)}
     for target in target_parameters:
         if not any(_named(path, layer, [target]) for path, layer in free.items()):
             raise ValueError(
-                f"target_parameters names {target!r}, which is no array of a mixture without an adapter; there are "
-                f"{_listed(free)}. The layers of a shared expert, and all others, are named in target_modules"
+                f"target_parameters names {target!r}, which is not an array of a mixture without an adapter; there are "
+                f"{_listed(free)}. The layers of a shared expert, and all others, belong in target_modules"
             )
     return {path: layer for path, layer in free.items() if _named(path, layer, [*target_parameters])}
 
 
 def _free(model: Layer) -> dict[str, Layer]:
-    """Return the layers that can take an adapter and have none yet, by path."""
+    """Return the layers that can have an adapter and have none yet, by path."""
     check_model(model)
     free: dict[str, Layer] = {}
-    taken: list[str] = []  # the paths of adapted layers, each with all that is in it
+    taken: list[str] = []  # the paths of adapted layers and of everything in them
     for path, layer in walk(model):
         if any(path == other or path.startswith(f"{other}.".removeprefix(".")) for other in taken):
             continue
@@ -381,13 +382,13 @@ def _free(model: Layer) -> dict[str, Layer]:
 
 
 def _listed(paths: Collection[str], most: int = 8) -> str:
-    """Return the first of some paths, to print, and how many there are besides: a model can have hundreds."""
+    """Return the first few paths for printing, with the number of the rest: a model can have hundreds."""
     more = f" and {len(paths) - most} more" if len(paths) > most else ""
     return f"{list(paths)[:most]}{more}"
 
 
 def _named(path: str, layer: Layer, target_modules: str | Sequence[str]) -> bool:
-    """Return whether `target_modules` names the module at a path, as PEFT decides it."""
+    """Return whether `target_modules` selects the module at a path, by PEFT's rules."""
     if target_modules == ALL_LINEAR:
         return isinstance(layer, Linear) and path.rpartition(".")[2] != "lm_head"
     if isinstance(target_modules, str):
@@ -403,7 +404,7 @@ def check_adapters(name: str, value: Any) -> None:
 
 
 def check_target_modules(target_modules: Any) -> None:
-    """Require a list of module paths or their ends, or one regular expression."""
+    """Require a list of module paths or suffixes, or one regular expression."""
     if isinstance(target_modules, str):
         try:
             re.compile(target_modules)

@@ -1,4 +1,4 @@
-"""What all adapted layers have in common: a frozen base, and an adapter that trains."""
+"""The base class of adapted layers: a frozen base with an adapter that trains."""
 
 from __future__ import annotations
 
@@ -12,28 +12,27 @@ from .layer import Layer, members_besides
 
 @dataclass(eq=False, repr=False)
 class Adapted(Layer):
-    """A base and its adapter. A subclass annotates their classes, and writes forward, backward and merge."""
+    """A base with its adapter. A subclass annotates their classes, and defines forward, backward and merge."""
 
     base: Any
-    adapter: Any  # of the same widths and dtype
+    adapter: Any  # with the same widths and dtype
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check_whole()
 
     def check_whole(self) -> None:
-        """Refuse an adapter with an array that this layer would leave out.
+        """Refuse an adapter with an array that this layer would ignore.
 
-        A subclass of the adapter's class may have more arrays if it computes with them, in a `forward` and a `delta` of
-        its own.
+        A subclass of the adapter's class may have more arrays if it defines its own `forward` and `delta`.
         """
         cls, expected = type(self.adapter), self.fits()["adapter"][1]
         unknown = members_besides(self.adapter, "start", *expected.fits())
         if unknown and any(unwrap(getattr(cls, m)) is unwrap(getattr(expected, m)) for m in ("forward", "delta")):
-            raise ValueError(f"adapter has a {next(iter(unknown))}, which a {type(self).__name__} leaves out")
+            raise ValueError(f"adapter has a {next(iter(unknown))}, which a {type(self).__name__} ignores")
 
     def trainable(self) -> dict[str, Array]:
-        """Return the adapter's arrays. The base's are not among them, so they do not train."""
+        """Return the adapter's arrays, but not the base's, which do not train."""
         return self.adapter.trainable()  # type: ignore[no-any-return]
 
     def delta(self) -> Array:  # -> (out, in)
@@ -42,15 +41,15 @@ class Adapted(Layer):
 
     @property
     def rank(self) -> int:
-        """The adapter's width r."""
+        """The adapter's rank r."""
         return self.adapter.rank  # type: ignore[no-any-return]
 
     @property
     def alpha(self) -> float:
-        """The adapter's alpha, which is set there."""
+        """The adapter's alpha. Set it on the adapter."""
         return self.adapter.alpha  # type: ignore[no-any-return]
 
     @property
     def scaling(self) -> float:
-        """The adapter's factor s."""
+        """The adapter's scaling s."""
         return self.adapter.scaling  # type: ignore[no-any-return]

@@ -1,12 +1,10 @@
-"""NumPy or CuPy: create arrays on either, and copy them back.
+"""The array libraries: create arrays on NumPy or CuPy, and copy them back.
 
-The mathematics elsewhere is written with ``@``, ``.T``, ``+`` and methods. Both libraries give their arrays these, so a
-layer computes wherever its arrays live. Three things need to know the library by name: creating an array, copying it to
-the host, and the few functions that are not methods. Any library whose arrays have NumPy's methods can take CuPy's
-place.
+The mathematics elsewhere is written with ``@``, ``.T``, ``+`` and methods. Arrays of both libraries have
+these, so a layer computes wherever its arrays are. Three things depend on the library: creating an array, copying it to
+the host, and the few functions that are not methods. Any library whose arrays have NumPy's methods can replace CuPy.
 
-CuPy is looked up among the modules already imported and is imported by `get_backend` alone: on a machine without
-it, nothing tries.
+CuPy is looked up among the imported modules, and only `get_backend` imports it: on a machine without it, nothing tries.
 """
 
 from __future__ import annotations
@@ -28,30 +26,30 @@ from .extras import install
 
 
 class BackendUnavailable(RuntimeError):
-    """The library that was asked for cannot compute on this machine; the message says why and what to do."""
+    """The requested library cannot compute on this machine; the message says why, and what to do."""
 
 
 @dataclass(frozen=True)
 class Backend:
-    """A library of arrays and the device it computes on."""
+    """An array library and its device."""
 
     name: str  # "numpy" or "cupy"
-    xp: Any  # the library itself, for functions that arrays do not have as methods
+    xp: Any  # the library's module, for functions that are not methods of arrays
 
     @property
     def device(self) -> str:
-        """Name of the hardware, for people to read."""
+        """A readable name of the hardware."""
         if self.name == "numpy":
             return f"CPU ({platform.machine()})"
         try:
             runtime = self.xp.cuda.runtime
             name = runtime.getDeviceProperties(runtime.getDevice())["name"]
             return str(name.decode() if isinstance(name, bytes) else name)
-        except Exception:  # a name is no reason to stop, and a library in CuPy's place may have none
+        except Exception:  # the name is optional, and a stand-in for CuPy may lack it
             return "GPU"
 
     def asarray(self, host: Any, dtype: Any = None) -> Array:
-        """Return `host` as an array of this library, rounded to `dtype`; a copy is made only where one is needed."""
+        """Return `host` as an array of this library, rounded to `dtype`, copying only if necessary."""
         return self.xp.asarray(host, dtype=dtype)
 
     def zeros(self, shape: tuple[int, ...], dtype: Any) -> Array:
@@ -63,13 +61,13 @@ class Backend:
         return np.asarray(array) if self.name == "numpy" else self.xp.asnumpy(array)
 
     def synchronize(self) -> None:
-        """Wait until the device has finished all it was given, as a stopwatch must."""
+        """Wait until the device has finished all pending work, as for timing."""
         if self.name == "numpy":
             return
         device = getattr(getattr(self.xp, "cuda", None), "Device", None)
         if device is not None:
             device().synchronize()
-        else:  # work is done in order, so a number that comes back now comes after all the rest
+        else:  # work is done in order, so reading one number waits for everything before it
             self.to_numpy(self.zeros((1,), "float32"))
 
 
@@ -77,25 +75,25 @@ _NUMPY = Backend("numpy", np)
 
 
 def get_backend(name: str) -> Backend:
-    """Return the backend of that name, having seen it compute.
+    """Return the named backend after checking that it works.
 
     Parameters
     ----------
     name : {"numpy", "cupy", "auto"}
-        ``"auto"`` takes CuPy where it works and otherwise NumPy, with a warning that says why. ``"cupy"`` never
+        ``"auto"`` chooses CuPy if it works, and otherwise NumPy, with a warning that says why. ``"cupy"`` never
         falls back.
 
     Returns
     -------
     Backend
-        Ready to use.
+        A working backend.
 
     Raises
     ------
     BackendUnavailable
         If CuPy is not installed, finds no usable device, or fails a first small computation.
     ValueError
-        If the name is another.
+        If the name is unknown.
     """
     if name == "numpy":
         return _NUMPY
@@ -111,7 +109,7 @@ def get_backend(name: str) -> Backend:
 
 
 def backend_or_numpy(backend: Backend | None) -> Backend:
-    """Return the backend that an optional argument asks for: NumPy where it is None."""
+    """Return the backend given by an optional argument, by default NumPy."""
     if backend is None:
         return _NUMPY
     if not isinstance(backend, Backend):
@@ -120,16 +118,16 @@ def backend_or_numpy(backend: Backend | None) -> Backend:
 
 
 def _working_cupy() -> Any:
-    """Import CuPy and make it multiply two matrices: that it can be imported does not mean that it can compute."""
+    """Import CuPy and multiply two matrices, since a successful import does not mean that it can compute."""
     try:
         import cupy
-    except Exception as error:  # mostly ImportError, but a broken installation may fail in any way
+    except Exception as error:  # usually an ImportError, but a broken installation may raise anything
         state = "not installed" if isinstance(error, ModuleNotFoundError) else "not installed correctly"
         raise BackendUnavailable(
             f"CuPy is {state} ({error}): {install('cuda12')}, or cuda13, whichever your driver runs"
         ) from None
-    try:  # CuPy raises many kinds here, all with CUDA's own message
-        # This takes the compiler, a kernel of CuPy's own and cuBLAS: what a wheel without its CUDA libraries lacks.
+    try:  # CuPy raises many types here, all with CUDA's message
+        # This needs the compiler, a CuPy kernel and cuBLAS, which a wheel without its CUDA libraries lacks.
         square = cupy.arange(4, dtype="float32").reshape(2, 2)
         total = float((square @ square).sum())
     except Exception as error:
@@ -143,7 +141,7 @@ def _working_cupy() -> Any:
 
 
 def backend_of(array: Array) -> Backend:
-    """Return the backend that an array belongs to."""
+    """Return the backend of an array."""
     if isinstance(array, (np.ndarray, np.generic)):
         return _NUMPY
     cupy = sys.modules.get("cupy")
@@ -153,18 +151,18 @@ def backend_of(array: Array) -> Backend:
 
 
 def add_at(array: Array, index: Any, values: Array) -> None:
-    """Add values to the entries at an index, in place; an entry that is named twice gets both."""
+    """Add values to the entries at an index in place; repeated entries accumulate."""
     backend_of(array).xp.add.at(array, index, values)
 
 
 def all_finite(arrays: Sequence[Array]) -> bool:
-    """Return whether no entry of any array is NaN or infinite; this waits for the device, once for all of them."""
+    """Return whether all entries of all arrays are finite; this waits for the device once."""
     flags = [backend_of(array).xp.isfinite(array).all() for array in arrays]
     return bool(reduce(and_, flags)) if flags else True
 
 
 def check_apart(params: Mapping[str, Array]) -> None:
-    """Require that no two arrays share memory, as far as their library can tell; one array may have several names."""
+    """Require that no two arrays share memory, as far as the library can tell. One array may have several names."""
     for (one, p), (other, q) in combinations(params.items(), 2):
         tell = getattr(backend_of(p).xp, "shares_memory", None)
         if p is not q and tell is not None and tell(p, q):
@@ -178,7 +176,7 @@ def check_finite(**arrays: Array) -> None:
     ends = {
         name: [a.min(), a.max()] for name, a in arrays.items() if a.dtype.kind == "f" and not isinstance(a, np.memmap)
     }
-    if all_finite([end for pair in ends.values() for end in pair]):  # the usual case waits for the device once
+    if all_finite([end for pair in ends.values() for end in pair]):  # in the usual case this waits for the device once
         return
     name = next(name for name, pair in ends.items() if not all_finite(pair))
     host = backend_of(arrays[name]).to_numpy(arrays[name])

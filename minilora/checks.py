@@ -1,8 +1,8 @@
-"""One clear error for bad input, raised before anything is changed.
+"""Checks of arguments, which raise one clear error before anything is changed.
 
-Only what would be silently wrong is refused here, and what people get wrong most often: a list or a tensor in the place
-of an array, a text in that of a number. Each message names the argument, the value it had and the value that was
-expected. Everything else NumPy says itself.
+Only silent mistakes are refused here, and the most frequent ones: a list or a tensor instead of an array, or a string
+instead of a number. Each message names the argument, its value and the expected value. Everything else is left to
+NumPy.
 """
 
 from __future__ import annotations
@@ -25,50 +25,50 @@ Array: TypeAlias = Any
 """A NumPy array, or an array of a library that behaves like NumPy (CuPy)."""
 
 MAX_SIZE = 2**31 - 1
-"""Of a width or a rank."""
+"""The largest width or rank that is accepted."""
 MIN_ALPHA, MAX_ALPHA = 1e-30, 1e30
-"""Beyond these a scaling could vanish or overflow."""
+"""The range of alpha; beyond it a scaling could vanish or overflow."""
 
-# The complex types are there for the complex step of `gradcheck`: complex128 computes with float64's precision.
+# The complex types are for the complex step of `gradcheck`: complex128 computes with float64's precision.
 _PRECISION = {f: f for f in ("float16", "float32", "float64")} | {"complex64": "float32", "complex128": "float64"}
 
 FLOATS = frozenset(map(np.dtype, ("float16", "float32", "float64")))
-"""The types of real numbers that layers compute with."""
+"""The real dtypes that layers compute with."""
 
 IMAGINARY = 1e-6
-"""The largest imaginary part that may be one of the complex step, which begins with 1e-20 and goes through layers."""
+"""The largest imaginary part that can come from the complex step, which starts at 1e-20 and passes through layers."""
 
 ASTYPE = "{name}.astype('{dtype}')"
 RECAST = "minilora.layer.rebuild({name}, array=lambda a: a.astype('{dtype}'))"
-"""The code that gives an array, or a layer, another dtype."""
+"""Code that converts an array, or a layer, to another dtype, for messages."""
 
 _OTHER_ARITHMETIC = (np.matrix, np.ma.MaskedArray)
-"""NumPy's classes whose * is another product, or some of whose entries do not count."""
+"""NumPy's classes with another product or with masked entries."""
 _OTHER_LIBRARIES = ("torch", "jax", "jaxlib", "tensorflow", "pandas", "polars", "scipy")
-"""Their arrays align rows by name, multiply as matrices, or cannot be changed in place."""
+"""Libraries whose arrays align rows by name, multiply as matrices, or cannot be changed in place."""
 
 
 # --- arrays ---
 
 
 def is_array(value: Any) -> bool:
-    """Return whether a value is an array of some library."""
+    """Return whether a value is an array of any library."""
     return type(value) is np.ndarray or (hasattr(value, "dtype") and hasattr(value, "shape"))
 
 
 def dtype_name(array: Array) -> str:
-    """Return the bare name of an array's dtype, ``"float32"``, in whichever library it lives."""
+    """Return the bare name of an array's dtype, such as ``"float32"``, in any library."""
     return _bare_name(array.dtype)
 
 
 @cache
 def _bare_name(dtype: Any) -> str:
-    """Return the name. It is kept: NumPy takes microseconds to write it. torch writes "torch.float32"."""
+    """Return the cached name, since NumPy takes microseconds to make it. torch writes "torch.float32"."""
     return str(dtype).rpartition(".")[2]
 
 
 def kind_of(value: Any) -> str:
-    """Return what a value is, for a message: its class, with the library that the class comes from."""
+    """Return a value's class for a message, with the library of the class."""
     if isinstance(value, type):
         return f"the class {value.__name__}, and no object of it"
     library, name = type(value).__module__.partition(".")[0], type(value).__name__
@@ -76,7 +76,7 @@ def kind_of(value: Any) -> str:
 
 
 def check_kind(name: str, value: Any, expected: str = "an array") -> None:
-    """Require an array that computes as NumPy's do."""
+    """Require an array that computes like NumPy's."""
     convert = f"; convert it with numpy.asarray({name})"
     if isinstance(value, type) or not is_array(value):
         returned = ": take the one that is meant, of (loss, gradient), (y, cache) or (dx, gradients)"
@@ -101,11 +101,11 @@ def check_array(name: str, value: Array, like: Array = None, like_name: str = "t
 
 def _check_dtype(name: str, value: Array, like: Array, like_name: str, how: str = ASTYPE) -> None:
     """Require a floating-point array, of the library and precision of `like`."""
-    if type(value) is not np.ndarray:  # the common case needs no more than that
+    if type(value) is not np.ndarray:  # in the common case this is enough
         check_kind(name, value)
     if like is not None:
         check_library(name, value, like, like_name)
-        if value.dtype == like.dtype:  # the common case, and 2 microseconds cheaper than names
+        if value.dtype == like.dtype:  # the common case, 2 microseconds faster than comparing names
             return
     precision = _PRECISION.get(dtype_name(value))
     if precision is None:
@@ -116,16 +116,16 @@ def _check_dtype(name: str, value: Array, like: Array, like_name: str, how: str 
 
 
 def check_trainable(name: str, value: Array, like: Array = None, like_name: str = "the layer") -> None:
-    """Require what Adam can work with: no complex numbers, no float16, where eps and squares of gradients vanish."""
+    """Require a dtype that Adam can train: not complex, and not float16, where eps and squared gradients vanish."""
     _check_dtype(name, value, like, like_name)
-    if like is not None and value.dtype == like.dtype:  # which has been checked: this runs in every step
+    if like is not None and value.dtype == like.dtype:  # checked before; this runs in every step
         return
     if dtype_name(value) not in ("float32", "float64"):
         raise TypeError(f"{name} has dtype {value.dtype}, expected float32 or float64: others cannot be trained")
 
 
 def check_library(name: str, value: Array, like: Array, like_name: str) -> None:
-    """Require an array of the library of `like`: nothing is moved to or from a GPU silently."""
+    """Require an array of the same library as `like`: nothing is moved to or from a GPU silently."""
     if type(value) is type(like):
         return
     ours, theirs = _library(value), _library(like)
@@ -140,9 +140,9 @@ def check_library(name: str, value: Array, like: Array, like_name: str) -> None:
 
 
 def _library(array: Array) -> str:
-    """Return the name of the library an array belongs to."""
-    array = getattr(array, "like", array)  # one-hot rows belong to the library of the matrices that they multiply
-    # NumPy's own scalars count, and subclasses such as numpy.memmap, wherever they are defined.
+    """Return the name of an array's library."""
+    array = getattr(array, "like", array)  # one-hot rows belong to the library of the matrices they multiply
+    # NumPy's scalars count, and so do subclasses such as numpy.memmap, wherever they are defined.
     return "numpy" if isinstance(array, (np.ndarray, np.generic)) else type(array).__module__.partition(".")[0]
 
 
@@ -153,7 +153,7 @@ def check_shape(name: str, value: Array, expected: tuple[int, ...]) -> None:
 
 
 def check_count(name: str, value: Array) -> int:
-    """Return the number of entries, which is not zero."""
+    """Return the number of entries, which must not be zero."""
     if 0 in value.shape:
         raise ValueError(f"{name} has shape {tuple(value.shape)}: the mean of no entries does not exist")
     return math.prod(value.shape)
@@ -162,14 +162,14 @@ def check_count(name: str, value: Array) -> int:
 def check_ids(
     name: str, value: Array, count: int, *, like: Array = None, like_name: str = "the layer", ignored: int | None = None
 ) -> None:
-    """Require an array of ids from 0 to count - 1, or `ignored`. A GPU's are not looked at: that waits."""
+    """Require an array of ids from 0 to count - 1, or `ignored`. On a GPU they are not checked, which would wait."""
     if type(value) is not np.ndarray:
         check_kind(name, value, "an array of integers")
     if value.dtype.kind not in "iu":
         raise TypeError(f"{name} has dtype {value.dtype}, expected integers")
     if like is not None:
         check_library(name, value, like, like_name)
-    if isinstance(value, np.ndarray) and value.size:  # NumPy would take negative numbers from the end
+    if isinstance(value, np.ndarray) and value.size:  # NumPy would count negative numbers from the end
         wrong = (value < 0) | (value >= count)
         if ignored is not None:
             wrong &= value != ignored
@@ -182,7 +182,7 @@ def check_ids(
 
 
 def check_choice(name: str, value: Any, choices: Collection[str]) -> str:
-    """Return `value`, one of the choices."""
+    """Require one of the choices, and return it."""
     if not isinstance(value, (str, int)) or value not in choices:
         *others, last = map(repr, choices)
         raise ValueError(f"{name} must be {', '.join(others)} or {last}, got {short(value)}")
@@ -190,7 +190,7 @@ def check_choice(name: str, value: Any, choices: Collection[str]) -> str:
 
 
 def check_integer(name: str, value: Any, at_least: int, at_most: int | None = None) -> int:
-    """Return `value` as a Python int, within these limits."""
+    """Return `value` as a Python int within these limits."""
     if isinstance(value, bool) or not hasattr(value, "__index__"):
         raise TypeError(f"{name} must be an integer, got {short(value)}")
     number = operator.index(value)
@@ -207,21 +207,21 @@ def check_sizes(**sizes: Any) -> list[int]:
 
 
 def check_rank_within(rank: Any, sizes: tuple[int, ...]) -> int:
-    """Return a rank as an int, at most the smallest of the sizes."""
+    """Return a rank as an int that is at most the smallest of the sizes."""
     return check_integer("rank", rank, at_least=1, at_most=min(sizes))
 
 
 def check_number(name: str, value: Any, *, above: float, below: float = math.inf, or_equal: bool = False) -> float:
     """Return `value` as a Python float (a NumPy scalar would promote), in (above, below)."""
     try:
-        # float() would take more: texts, truth values, the real part of a number, an array with one entry
+        # float() would also accept strings, booleans, real parts of numbers, and arrays with one entry
         no_number = isinstance(value, (str, bytes, bytearray, memoryview, bool, complex))
         if no_number or (hasattr(value, "dtype") and (value.shape or getattr(value.dtype, "kind", "") not in "fiu")):
             raise TypeError
         number = float(value)
     except (TypeError, ValueError):
         raise TypeError(f"{name} must be a number, got {short(value)}") from None
-    except OverflowError:  # an integer beyond all floats
+    except OverflowError:  # an integer too large for a float
         number = math.inf
     if not (above < number < below or (or_equal and number == above)):
         lower = "at least" if or_equal else "above"
@@ -231,14 +231,14 @@ def check_number(name: str, value: Any, *, above: float, below: float = math.inf
 
 
 def check_flag(name: str, value: Any) -> bool:
-    """Return `value` as a bool: of a text such as "false", Python would say that it is true."""
+    """Return `value` as a bool; a string such as "false" would be true in Python."""
     if not isinstance(value, (bool, np.bool_)):
         raise TypeError(f"{name} must be True or False, got {short(value)}")
     return bool(value)
 
 
 def check_float_dtype(name: str, value: Any) -> None:
-    """Require one of the floating-point types that adapters come in."""
+    """Require a floating-point dtype that adapters can have."""
     expected = ("float16", "float32", "float64")
     try:
         known = np.dtype(value).name in expected
@@ -255,7 +255,7 @@ def check_rng(rng: Any) -> None:
 
 
 def check_start(rng: Any, dtype: Any, alpha: Any = 1.0, **sizes: Any) -> list[int]:
-    """Return a new layer's sizes as Python ints, before a number is drawn for what cannot be started."""
+    """Return a new layer's sizes as Python ints, checking all arguments before anything is drawn."""
     numbers = check_sizes(**sizes)
     check_rng(rng)
     check_float_dtype("dtype", dtype)
@@ -264,7 +264,7 @@ def check_start(rng: Any, dtype: Any, alpha: Any = 1.0, **sizes: Any) -> list[in
 
 
 def warn_of_rank(rank: int, widths: Mapping[str, int]) -> None:
-    """Warn of a rank above the smaller width of layers, given by their paths; of one alone the path is empty."""
+    """Warn if a rank exceeds the smaller width of layers, given by path; a single layer's path is empty."""
     narrow = {path: width for path, width in widths.items() if rank > width}
     if narrow:
         path, width = next(iter(narrow.items()))
@@ -278,7 +278,7 @@ def warn_of_rank(rank: int, widths: Mapping[str, int]) -> None:
 
 @contextmanager
 def restoring_rng(rng: np.random.Generator) -> Iterator[None]:
-    """Put a generator back to where it stood, where what is started with it is refused."""
+    """Restore a generator's state if the body raises an error."""
     check_rng(rng)
     state = rng.bit_generator.state
     try:
@@ -289,7 +289,7 @@ def restoring_rng(rng: np.random.Generator) -> Iterator[None]:
 
 
 def check_instance(name: str, value: Any, expected: type) -> None:
-    """Require an object of the `expected` class."""
+    """Require an instance of the `expected` class."""
     if not isinstance(value, expected):
         raise TypeError(f"{name} must be a {expected.__name__}, got {kind_of(value)}")
 
@@ -309,7 +309,7 @@ def check_same_keys(name: str, value: Mapping[str, Any], expected: Collection[st
 
 
 def check_like(name: str, value: Mapping[str, Array], params: Mapping[str, Array]) -> None:
-    """Require arrays under the names of `params`, each of the library, dtype and shape of its parameter."""
+    """Require arrays under the names of `params`, each with its parameter's library, dtype and shape."""
     if not isinstance(value, dict) or value.keys() != params.keys():
         check_same_keys(name, value, params)
     for key, array in value.items():
@@ -320,7 +320,7 @@ def check_like(name: str, value: Mapping[str, Array], params: Mapping[str, Array
 
 
 def check_path(name: str, value: Any) -> Path:
-    """Return `value` as a path: an empty text would mean the working folder."""
+    """Return `value` as a path; an empty string would mean the working folder."""
     if not isinstance(value, (str, os.PathLike)) or not isinstance(os.fspath(value), str):
         raise TypeError(f"{name} must be a path, got {short(value)}")
     if not os.fspath(value) or "\0" in os.fspath(value):

@@ -1,8 +1,8 @@
-"""The packages that some parts need and the core does not: which extra has each, and the line that says so.
+"""The optional packages, with the extra that installs each, and the error when one is missing.
 
-The core is NumPy. Another package is imported where it is used: by `needed`, or inside `requiring`, as the command line
-and the lazy names of `minilora` are. The line names what needs the package, and the command that installs the extra.
-pyproject.toml says what each package is for.
+The core needs only NumPy. Any other package is imported where it is used: by `needed`, or inside `requiring`, like the
+command line and the lazy names of `minilora`. The error names what needs the package, and the command that installs the
+extra. pyproject.toml says what each package is for.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ EXTRAS = {**dict.fromkeys(FILES_EXTRA, "files"), **dict.fromkeys(MODELS_EXTRA, "
 
 
 class MissingPackage(ImportError, ValueError):
-    """A package is missing that an extra installs; the message names both, and what needs the package."""
+    """A package of an extra is missing; the message names both, and what needs the package."""
 
 
 def install(extra: str) -> str:
-    """Return the command that installs an extra. pip keeps the minilora that is there."""
+    """Return the command that installs an extra; pip keeps the installed minilora."""
     return f'pip install "minilora[{extra}]" (or, in a clone, pip install -e ".[{extra}]")'
 
 
@@ -31,7 +31,7 @@ def install(extra: str) -> str:
 def requiring(why: str, extra: str = "") -> Iterator[None]:
     """Turn the ImportError of an extra's package into `MissingPackage`.
 
-    `why` is what needs the package, and `extra` the extra with all that it needs; by default that of the package.
+    `why` says what needs the package, and `extra` names the extra to install, by default the package's.
     """
     try:
         yield
@@ -43,6 +43,6 @@ def requiring(why: str, extra: str = "") -> Iterator[None]:
 
 
 def needed(module: str, why: str) -> Any:
-    """Return a module of an extra's package; `why` is what needs it."""
+    """Import a module of an optional package; `why` says what needs it."""
     with requiring(why):
         return import_module(module)

@@ -1,4 +1,4 @@
-"""The gradients of a loss at what trains: forward, the loss, backward."""
+"""The gradients of a loss with respect to the trainable arrays."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from .layer import Layer
 from .losses import Loss, mse
 
 Gradients: TypeAlias = Callable[[Any, Array, Array, Loss], dict[str, Array]]
-"""Of ``(model, x, y, loss)``: the gradients at what trains, by name."""
+"""``gradients(model, x, y, loss)`` returns the gradients of the trainable arrays by name."""
 
 
 def backpropagate(model: Layer, x: Array, y: Array, loss: Loss = mse) -> dict[str, Array]:
-    """Return the gradients of ``loss(model(x), y)`` at what trains: forward, the loss, backward."""
+    """Return the gradients of ``loss(model(x), y)`` for the trainable arrays: forward, loss, backward."""
     prediction, cache = model.forward(x)
     _, d_prediction = loss(prediction, y)
     _, grads = model.backward(d_prediction, cache, need_dx=False)

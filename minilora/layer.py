@@ -1,10 +1,10 @@
-"""What a layer is, and how a model is made of layers.
+"""The protocol of layers, and models built from them.
 
-    y, cache  = layer.forward(x)                            pure: what backward needs travels in the cache
-    dx, grads = layer.backward(dy, cache, need_dx=True)     grads stand under the names of trainable()
+    y, cache  = layer.forward(x)                            pure: what backward needs is in the cache
+    dx, grads = layer.backward(dy, cache, need_dx=True)     grads have the names of trainable()
     y         = layer(x)                                    inference
 
-A NEW LAYER says which axes its arrays have, and writes a forward and a backward. This is all of y_nj = x_nj g_j:
+A NEW LAYER declares the axes of its arrays, and defines a forward and a backward. This is all of y_nj = x_nj g_j:
 
     @dataclass(eq=False, repr=False)
     class Scale(Layer):
@@ -18,36 +18,36 @@ A NEW LAYER says which axes its arrays have, and writes a forward and a backward
             dx = dy * self.gain if need_dx else None
             return dx, {} if self.frozen else {"gain": rows(dy * x).sum(axis=0)}
 
-WHAT FITS. An annotation says what a part of a layer must be: ``Annotated[Array, "out in"]`` is an array of two axes,
+ANNOTATIONS declare the parts of a layer: ``Annotated[Array, "out in"]`` is an array of two axes,
 ``Annotated[Linear, "in -> out"]`` a layer of these widths, and ``Annotated[float, "> 0"]`` a number. Each name of an
-axis is one size throughout the layer. A new layer checks its parts: one size for each name, one library, one precision.
+axis stands for one size throughout the layer. A new layer checks that its parts agree in sizes, library and precision.
 
-THE GUARDS. `Layer` puts one around every forward and one around every backward. The first requires that x has the
-layer's library and precision, and `in` entries on its last axis where an array of the layer has the axis `in`; another
-class says what it takes, as in ``takes = "... T in"``. It returns the cache as a record: the layer, the shape of y, and
-what the forward kept. The second requires the record of the same layer and a dy of that shape, and hands on what was
-kept. Between a subclass and its parent there is no guard: ``super().forward(x)`` returns what the parent kept.
+THE GUARDS. `Layer` wraps every forward and every backward. The wrapped forward requires that x has the layer's library
+and precision, and `in` entries on its last axis if an array of the layer has the axis `in`; other classes declare their
+input, as in ``takes = "... T in"``. It returns the cache as a record: the layer, the shape of y, and what the forward
+kept. The wrapped backward requires a record of the same layer and a dy of that shape, and passes on what was kept.
+There is no guard between a subclass and its parent: ``super().forward(x)`` returns what the parent kept.
 
 A MODEL is a layer whose attributes are layers, or lists of layers. Its names nest: ``"layers.3.fc1.weight"`` is the
-weight of ``model.layers[3].fc1``. Two functions look for arrays and layers among attributes:
+weight of ``model.layers[3].fc1``. Two functions find arrays and layers among attributes:
 
     members(layer)                     list a layer's own arrays and layers, by name
     rebuild(model, array, layer)       copy the model with every array and layer passed through a function
 
-Everything else is written with them, above all:
+Everything else is written with them, in particular:
 
     model.trainable()                  list the arrays that train, by name
     walk(model)                        list every layer, by path
     nest(name, grads)                  put a child's gradients under its name
 
-WHY NEED_DX. A backward computes the gradients of the layer's own arrays, and dx, which the layer below takes as its dy.
-Below the lowest layer that trains nobody takes it, and it can be half of the work. So the caller says whether it needs
-dx, and ``dx = ... if need_dx else None`` in a backward means this and nothing more. A model asks a layer for dx while a
-layer below that one trains (`trains`), or while the model itself is asked.
+WHY NEED_DX. A backward computes the gradients of the layer's own arrays, and dx, which is the dy of the layer below.
+Below the lowest layer that trains, dx is not needed, and it can be half of the work. So the caller says whether it
+needs dx, which is all that ``dx = ... if need_dx else None`` in a backward means. A model requests dx from a layer if a
+layer below it trains (`trains`), or if dx is requested from the model itself.
 
-A frozen layer trains nothing and only passes dx. Its cache keeps what dx needs: of a linear layer nothing, of a norm
-its input. An array that stands in two places (a tied array) is one parameter: it has two names here, and `Adam` and
-`gradcheck` sum its gradients.
+A frozen layer trains nothing and only passes dx. Its cache has only what dx needs: nothing for a linear layer, the
+input for a norm. An array in two places (a tied array) is one parameter with two names; `Adam` and `gradcheck` sum its
+gradients.
 """
 
 from __future__ import annotations
@@ -78,30 +78,30 @@ from .checks import (
 )
 
 Cache: TypeAlias = Any
-"""What a forward keeps for its backward. Only data, so that memory can be counted."""
+"""The values that a forward keeps for its backward: only data, so that memory can be counted."""
 Model = TypeVar("Model", bound="Layer")
 POSITIVE = "> 0"
-"""How a class annotates a number that must be above 0."""
+"""The annotation of a number that must be above 0."""
 
 
 class Record(NamedTuple):
-    """What a guarded forward returns as its cache."""
+    """The cache of a guarded forward."""
 
     layer: Layer
-    shape: tuple[int, ...]  # of y
+    shape: tuple[int, ...]  # the shape of y
     kept: Any
 
 
 class Layer:
-    """The protocol. A subclass writes `forward` and `backward`; arrays and layers among its attributes are found."""
+    """The protocol. A subclass defines `forward` and `backward`; arrays and layers are found among its attributes."""
 
     frozen = False
-    takes: ClassVar[str | None] = None  # the axes of x, where no array of the layer says them
-    _forward_of: ClassVar[type[Layer]]  # the class whose forward, or backward, this one has
+    takes: ClassVar[str | None] = None  # the axes of x, if no array of the layer determines them
+    _forward_of: ClassVar[type[Layer]]  # the class that defines the forward, or the backward
     _backward_of: ClassVar[type[Layer]]
 
     def __init_subclass__(cls, **options: Any) -> None:
-        """Put the guards around the forward and the backward."""
+        """Wrap the forward and the backward in guards."""
         super().__init_subclass__(**options)
         own = vars(cls)
         if "fits" in own:
@@ -114,7 +114,7 @@ class Layer:
             cls._backward_of = cls
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Require a number that is annotated ``"> 0"`` to be above 0, whenever it is set."""
+        """Require that a number annotated ``"> 0"`` is above 0 whenever it is set."""
         positive = self.fits().get(name, ("", None))[0] == POSITIVE
         super().__setattr__(name, check_number(name, value, above=0) if positive else value)
 
@@ -126,28 +126,28 @@ class Layer:
         raise NotImplementedError(f"{type(self).__name__} has no forward(x) -> (y, cache)")
 
     def backward(self, dy: Array, cache: Cache, *, need_dx: bool = True) -> tuple[Array | None, dict[str, Array]]:
-        """Return the loss's gradients at the input, and at what trains.
+        """Return the loss's gradients with respect to the input and the trainable arrays.
 
         Parameters
         ----------
         dy : array, of the output's shape
             The gradient of the loss at the output.
         cache : Record
-            As `forward` returned it. The body of a backward gets what its forward kept.
+            The cache from `forward`. The body of a backward receives what its forward kept.
         need_dx : bool
             Whether the caller needs dx; False below the lowest layer that trains.
 
         Returns
         -------
         dx : array, of the input's shape, or None
-            None where `need_dx` is false, and for inputs that have no derivative, such as token ids.
+            None if `need_dx` is false, and for inputs without a derivative, such as token ids.
         grads : dict of str to array
-            Under the names of `trainable`.
+            The gradients under the names of `trainable`.
 
         Raises
         ------
         ValueError, TypeError
-            If the cache is of another layer, or dy does not fit the output.
+            If the cache belongs to another layer, or dy does not fit the output.
         """
         raise NotImplementedError(f"{type(self).__name__} has no backward(dy, cache, *, need_dx=True) -> (dx, grads)")
 
@@ -158,11 +158,11 @@ class Layer:
     @classmethod
     @cache
     def fits(cls) -> dict[str, tuple[str, Any]]:
-        """Return by name what the class's annotations say of its parts: the axes, and the class of a part."""
+        """Return the annotations of a class's parts by name: the axes, and the class of the part."""
         found: dict[str, tuple[str, Any]] = {}
         for owner in reversed(cls.__mro__):
             for name, hint in inspect.get_annotations(owner).items():
-                if isinstance(hint, str) and hint.startswith("Annotated["):  # by `from __future__ import annotations`
+                if isinstance(hint, str) and hint.startswith("Annotated["):  # strings, by the future import
                     hint = eval(hint, vars(sys.modules[owner.__module__]))
                 if hasattr(hint, "__metadata__"):
                     found[name] = hint.__metadata__[0], hint.__origin__
@@ -171,14 +171,14 @@ class Layer:
     @classmethod
     @cache
     def _axes_of_x(cls) -> str | None:
-        """Return the axes of x that the class requires; None where it looks at x itself."""
+        """Return the axes of x that the class requires; None if it checks x itself."""
         arrays = (_letters(axes) for axes, _ in cls.fits().values() if "->" not in axes)
         return cls.takes or ("... in" if any("in" in letters for letters in arrays) else None)
 
     @classmethod
     @cache
     def _places(cls) -> dict[str, tuple[str, int]]:
-        """Return where the size of each axis stands: the name of a part, and the place in its shape."""
+        """Return the location of each axis's size: the name of a part, and the index in its shape."""
         places: dict[str, tuple[str, int]] = {}
         for name, (axes, _) in cls.fits().items():
             if axes == POSITIVE:
@@ -200,12 +200,12 @@ class Layer:
         return arrays
 
     def parameter_counts(self) -> dict[int, int]:
-        """Return how many numbers each of the layer's own arrays stands for, by the array's identity."""
+        """Return the parameter count of each of the layer's own arrays, by the array's identity."""
         return {id(part): part.size for _, part in members(self) if is_array(part)}
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """(out, in), the widths of the output and the input; (in, in) where no part has the axis `out`."""
+        """(out, in), the widths of the output and the input; (in, in) if no part has the axis `out`."""
         places = self._places()
         if "in" not in places:
             raise AttributeError(f"a {type(self).__name__} has no shape (out, in)")
@@ -214,12 +214,12 @@ class Layer:
 
     @property
     def in_features(self) -> int:
-        """Width of the input."""
+        """The width of the input."""
         return int(self.shape[1])
 
     @property
     def out_features(self) -> int:
-        """Width of the output."""
+        """The width of the output."""
         return int(self.shape[0])
 
     def __repr__(self) -> str:
@@ -227,7 +227,7 @@ class Layer:
 
 
 def members(layer: Layer) -> Iterator[tuple[str, Any]]:
-    """Yield the arrays and layers among a layer's attributes, by name, those in lists by number too."""
+    """Yield the arrays and layers among a layer's attributes by name, with an index if they are in lists."""
     for name, value in vars(layer).items():
         if _is_member(value):
             yield name, value
@@ -244,13 +244,13 @@ def _is_member(value: Any) -> bool:
 
 
 def members_besides(layer: Layer, *names: str) -> dict[str, Any]:
-    """Return the arrays and layers among a layer's attributes that have other names than these."""
+    """Return the arrays and layers among a layer's attributes, except those with these names."""
     return {name: part for name, part in members(layer) if name not in names}
 
 
 def first_array(layer: Layer) -> Array | None:
-    """Return the first array of a layer, whose library and precision its input must have; None where it has none."""
-    for value in vars(layer).values():  # not by `members`: every layer asks at every step, and this takes a third
+    """Return the first array of a layer, whose library and precision its input must have; None if there is none."""
+    for value in vars(layer).values():  # a third of the time of `members`: every layer calls this at every step
         if type(value) is np.ndarray:
             return value
         for part in value if isinstance(value, list) else (value,):
@@ -261,10 +261,10 @@ def first_array(layer: Layer) -> Array | None:
 
 
 def trains(*layers: Layer) -> bool:
-    """Return whether any of these layers has an array that trains. The first that is found is enough."""
+    """Return whether any of these layers has an array that trains; stops at the first one."""
 
     def this(layer: Layer) -> bool:
-        if type(layer).trainable is not Layer.trainable:  # it says itself what trains
+        if type(layer).trainable is not Layer.trainable:  # it defines itself what trains
             return bool(layer.trainable())
         return any(this(part) if isinstance(part, Layer) else not layer.frozen for _, part in members(layer))
 
@@ -284,21 +284,21 @@ def rebuild(
     array: Callable[[Array], Array] = lambda a: a,
     layer: Callable[[str, Any], Layer] = lambda path, layer: layer,
 ) -> Any:
-    """Return a copy of a model in which every array and every layer went through a function.
+    """Return a copy of a model with every array and every layer passed through a function.
 
     Parameters
     ----------
     model : Layer
-        It stays as it is.
+        The model. It does not change.
     array : callable
-        Called once for each array, also where it stands in two places: what was tied stays tied.
+        Called once for each array, even if it occurs twice: tied arrays stay tied.
     layer : callable
         Called as ``layer(path, copy)`` for each layer, after the layers inside it.
 
     Returns
     -------
     Layer
-        What `layer` returned for the model itself. With the defaults, a copy that shares its arrays.
+        The result of `layer` for the model itself. With the defaults, a copy that shares all arrays.
     """
     done: dict[int, Array] = {}
 
@@ -319,12 +319,12 @@ def rebuild(
 
 
 def nest(name: str, grads: Mapping[str, Array]) -> dict[str, Array]:
-    """Return a child's gradients, or arrays, under its name in the model; one without a name has the child's."""
+    """Prefix the names of a child's gradients or arrays with the child's name; an empty name becomes it."""
     return {f"{name}.{key}" if key else name: value for key, value in grads.items()}
 
 
 def freeze(model: Model) -> Model:
-    """Return a copy of a model in which no layer trains. The arrays are shared."""
+    """Return a copy of a model with all layers frozen. The arrays are shared."""
 
     def frozen(path: str, layer: Layer) -> Layer:
         layer.frozen = True
@@ -334,13 +334,13 @@ def freeze(model: Model) -> Model:
 
 
 def first_names(params: Mapping[str, Array]) -> dict[str, str]:
-    """Return for each name the first name of its array: two names of one array share their home."""
+    """Return for each name the first name of its array: all names of one array have the same first name."""
     first: dict[int, str] = {}
     return {name: first.setdefault(id(p), name) for name, p in params.items()}
 
 
 def sum_tied(grads: Mapping[str, Array], home: Mapping[str, str]) -> dict[str, Array]:
-    """Return one gradient for each array: the sum over its names, under its home."""
+    """Return one gradient for each array under its first name: the sum over its names."""
     total: dict[str, Array] = {}
     for name, first in home.items():
         total[first] = total[first] + grads[name] if first in total else grads[name]
@@ -348,33 +348,33 @@ def sum_tied(grads: Mapping[str, Array], home: Mapping[str, str]) -> dict[str, A
 
 
 def parameter_count(model: Layer, *, trained: bool = False) -> int:
-    """Return how many numbers a model has, or how many of them train. What is tied counts once."""
+    """Return the number of parameters of a model, or of those that train. Tied arrays count once."""
     if trained:
         return sum({id(array): array.size for array in model.trainable().values()}.values())
     return sum({key: count for _, layer in walk(model) for key, count in layer.parameter_counts().items()}.values())
 
 
 def arrays_of(model: Layer) -> Iterator[Array]:
-    """Yield every array of a model, a tied one each time."""
+    """Yield every array of a model; a tied one repeatedly."""
     return (part for _, layer in walk(model) for _, part in members(layer) if is_array(part))
 
 
 def rows(x: Array) -> Array:  # (..., n) -> (N, n)
-    """Flatten the leading axes into one axis of rows, without a copy where the memory allows it.
+    """Flatten the leading axes into one axis of rows, without a copy if possible.
 
-    One product then takes all rows. NumPy makes one for each leading index: 16 of (128, 128) times (128, 341) take 1.5
-    ms on two cores, and one of (2048, 128) takes 1.0.
+    A single product then handles all rows. NumPy would compute one per leading index: 16 products of (128, 128) and
+    (128, 341) take 1.5 ms on two cores, one of (2048, 128) takes 1.0.
     """
     return x.reshape(-1, x.shape[-1])
 
 
 def inner(a: Array, b: Array) -> Array:  # (..., n), (..., n) -> (..., 1)
-    """Return for each row sum_i a_i b_i. The products are added up as they come: there is no array of them."""
+    """Return sum_i a_i b_i for each row, without an array of the products."""
     return backend_of(a).xp.einsum("...i,...i->...", a, b)[..., None]
 
 
 def _show(value: Any) -> str:
-    """Return an attribute for `repr`: of an array its shape, and not its numbers."""
+    """Return an attribute for `repr`: an array by its shape, not its numbers."""
     if isinstance(value, list):
         return f"[{', '.join(map(_show, value))}]"
     return str(tuple(value.shape)) if is_array(value) else repr(value)
@@ -383,8 +383,8 @@ def _show(value: Any) -> str:
 def matmul(narrow: Array, factor: Array) -> Array:  # (..., r), (r, n) -> (..., n)
     """Return ``narrow @ factor``, faster at rank 1.
 
-    NumPy does not send an outer product to the BLAS. At rank 1, as a broadcast product, 128 rows of 1000 entries take
-    0.03 ms instead of 0.14, in a step of an adapter without its base that takes 0.33 ms instead of 0.45.
+    NumPy does not send an outer product to the BLAS. As a broadcast product at rank 1, 128 rows of 1000 entries take
+    0.03 ms instead of 0.14, and a step of an adapter without its base takes 0.33 ms instead of 0.45.
     """
     return narrow * factor[0] if factor.shape[0] == 1 else narrow @ factor
 
@@ -393,19 +393,19 @@ def matmul(narrow: Array, factor: Array) -> Array:  # (..., r), (r, n) -> (..., 
 
 
 def _guarded_forward(forward: Callable[..., Any], cls: type[Layer]) -> Callable[..., tuple[Array, Cache]]:
-    """Return a forward that requires what the layer takes, and returns its cache as a `Record`."""
+    """Wrap a forward: check its input, and return its cache as a `Record`."""
 
     @wraps(forward)
     def guarded(self: Layer, x: Array, *more: Any, **options: Any) -> tuple[Array, Cache]:
-        if self._forward_of is not cls:  # a subclass asks, by super(), and has a guard of its own
+        if self._forward_of is not cls:  # by super(), from a subclass with its own guard
             return forward(self, x, *more, **options)  # type: ignore[no-any-return]
         axes = self._axes_of_x()
         if axes is not None and not (
             _usual(self, x) and (axes == "..." or (axes == "... in" and x.shape[-1:] == self.shape[-1:]))
         ):
             check_input(self, x, axes)
-        returned = forward(self, x, *more, **options) if more or options else forward(self, x)  # the second costs less
-        if not isinstance(returned, tuple) or len(returned) != 2:  # an array would give its rows
+        returned = forward(self, x, *more, **options) if more or options else forward(self, x)  # the second is cheaper
+        if not isinstance(returned, tuple) or len(returned) != 2:  # unpacking an array would give its rows
             got = f"{kind_of(returned)}, expected a tuple (y, cache)"
             raise TypeError(f"forward of {type(self).__name__} returned {got}")
         y, kept = returned
@@ -415,7 +415,7 @@ def _guarded_forward(forward: Callable[..., Any], cls: type[Layer]) -> Callable[
 
 
 def _guarded_backward(backward: Callable[..., Any], cls: type[Layer]) -> Callable[..., Any]:
-    """Return a backward that requires its forward's cache, and a dy of the shape of y."""
+    """Wrap a backward: require its forward's cache, and a dy of the shape of y."""
 
     @wraps(backward)
     def guarded(self: Layer, dy: Array, cache: Cache, *, need_dx: bool = True) -> tuple[Array | None, dict[str, Array]]:
@@ -428,9 +428,9 @@ def _guarded_backward(backward: Callable[..., Any], cls: type[Layer]) -> Callabl
 
 
 def _usual(layer: Layer, value: Any) -> bool:
-    """Return whether a value is NumPy's, of real numbers, in the precision of the layer.
+    """Return whether a value is a real NumPy array in the precision of the layer.
 
-    Between all layers of a model, and at every step, it is, and comparisons say so. Of all else the checks decide.
+    Between the layers of a model it always is, so comparisons suffice. The checks handle all other cases.
     """
     if type(value) is not np.ndarray or value.dtype not in FLOATS:
         return False
@@ -439,7 +439,7 @@ def _usual(layer: Layer, value: Any) -> bool:
 
 
 def check_fits(layer: Layer) -> None:
-    """Require one size for each axis, and one library and precision. A part may be None by default."""
+    """Require one size for each axis, one library and one precision. A part may be None if that is its default."""
     sizes: dict[str, tuple[int, str]] = {}
     like, like_name = None, ""
     for name, (axes, expected) in layer.fits().items():
@@ -467,7 +467,7 @@ def check_fits(layer: Layer) -> None:
 
 
 def _widths(name: str, layer: Any) -> tuple[int, int]:
-    """Return the widths of a layer that has them."""
+    """Return the widths of a layer, if it has any."""
     if not isinstance(layer, Layer) or not hasattr(layer, "in_features"):
         raise TypeError(f"{name} must be a Layer with in_features and out_features, got {kind_of(layer)}")
     return layer.in_features, layer.out_features
@@ -479,7 +479,7 @@ def _letters(axes: str) -> list[str]:
 
 
 def _sized(name: str, axes: str, shape: tuple[int, ...]) -> str:
-    """Return the beginning of a refusal: what a part's sizes are, and by which names they should fit."""
+    """Return the start of an error: a part's sizes, and the names of its axes."""
     if "->" in axes:
         return f"{name} is {shape[0]} -> {shape[1]} wide, expected {axes}"
     letters = str(tuple(_letters(axes))).replace("'", "")
@@ -487,7 +487,7 @@ def _sized(name: str, axes: str, shape: tuple[int, ...]) -> str:
 
 
 def check_updatable(name: str, p: Array, first: Array, first_name: str) -> None:
-    """Require an array that trains, of one library with the first, and whose entries can be changed one by one."""
+    """Require a trainable array of the same library as the first, whose entries do not share memory."""
     check_trainable(name, p)
     check_library(name, p, like=first, like_name=first_name)
     if isinstance(p, np.ndarray) and not p.flags.writeable:
@@ -497,7 +497,7 @@ def check_updatable(name: str, p: Array, first: Array, first_name: str) -> None:
 
 
 def overlaps_itself(p: np.ndarray) -> bool:
-    """Return whether an array's strides let two entries share memory: each step must reach beyond all shorter ones."""
+    """Return whether an array's strides let two entries share memory: each stride must exceed all smaller extents."""
     reach = p.itemsize
     for axis in np.argsort(np.abs(p.strides)):
         stride, size = abs(p.strides[axis]), p.shape[axis]
@@ -508,14 +508,14 @@ def overlaps_itself(p: np.ndarray) -> bool:
 
 
 def check_model(value: Any) -> None:
-    """Require a model; adapters without theirs are a likely mistake."""
+    """Require a model; passing adapters without one is a likely mistake."""
     if not isinstance(value, Layer):
         hint = "; minilora.attach(model, adapters) puts adapters into a model" if isinstance(value, Mapping) else ""
         raise TypeError(f"model must be a Layer, got {kind_of(value)}{hint}")
 
 
 def check_input(layer: Layer, x: Array, axes: str = "... in") -> None:
-    """Require of x the layer's library and precision, and its axes: "...", "... in" or "... T in"."""
+    """Require that x has the layer's library, precision and axes: "...", "... in" or "... T in"."""
     check_array("x", x, like=first_array(layer))
     if axes == "...":
         return
@@ -530,7 +530,7 @@ def check_input(layer: Layer, x: Array, axes: str = "... in") -> None:
 
 
 def check_cache(layer: Layer, dy: Array, cache: Any) -> Any:
-    """Return what a cache of `layer.forward` keeps. It is this layer's, and dy has the shape of y."""
+    """Return the kept part of a cache of `layer.forward`, and require a dy of the shape of y."""
     if not isinstance(cache, Record) or cache.layer is not layer:
         if isinstance(dy, Record) and dy.layer is layer:
             raise TypeError("dy and cache are exchanged: call backward(dy, cache)")

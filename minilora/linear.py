@@ -1,4 +1,4 @@
-"""The layer that is adapted: y = x W^T + b.
+"""The linear layer: y = x W^T + b.
 
     y = x W^T + b        (7)     (N, in) -> (N, out)        W (out, in), b (out,)
 
@@ -9,7 +9,7 @@ The chain rule sums over what each of them reaches:
     db_o  = sum_n dy_no             db = sum_n dy_n       (9)     (out,)
     dx_ni = sum_o dy_no W_oi        dx = dy W             (10)    (N, in)
 
-Weights lie as in PyTorch, one row for each output. An input may have any number of leading axes, (..., in): they count
+Weights are stored as in PyTorch, one row per output. Inputs may have any number of leading axes, (..., in): they count
 as rows, N of them in all, and rows(x) is x with these axes made one, (N, in).
 
 HOW A LAYER IS WRITTEN, here and on every page:
@@ -37,7 +37,7 @@ from .layer import Cache, Layer, rows
 
 @dataclass(eq=False, repr=False)
 class Linear(Layer):
-    """The full-rank layer. It keeps the arrays that it is given; training changes them in place.
+    """The full-rank layer. It stores the given arrays without copying; training changes them in place.
 
     Arrays that do not fit together are a ValueError or a TypeError.
     """
@@ -46,7 +46,7 @@ class Linear(Layer):
     bias: Annotated[Array | None, "out"] = None
 
     def forward(self, x: Array) -> tuple[Array, Cache]:  # (..., in) -> (..., out)
-        """Return y and the cache. A frozen layer keeps no x: only the gradient of W asks for it."""
+        """Return y and the cache. A frozen layer keeps no x, which only the gradient of W needs."""
         W, b = self.weight, self.bias
         y = x @ W.T if b is None else x @ W.T + b  # eq. (7)
         return y, (None if self.frozen else x,)
@@ -62,7 +62,7 @@ class Linear(Layer):
         return dx, grads
 
     def input_gradient(self, dy: Array) -> Array:  # (..., out) -> (..., in)
-        """Return dx only, which is all that a frozen layer passes on."""
+        """Return only dx, all that a frozen layer passes on."""
         return dy @ self.weight  # eq. (10)
 
     @classmethod
@@ -73,7 +73,7 @@ class Linear(Layer):
         """Start as PyTorch does: weight and bias uniform in +-1/sqrt(in).
 
         `rng`, a `numpy.random.Generator`, draws in float64, then the values are rounded to `dtype`: one seed gives one
-        start in every precision. `backend` says where the arrays live, as `get_backend` returns it; NumPy by default.
+        start in every precision. `backend`, from `get_backend`, holds the arrays; NumPy by default.
         """
         check_start(rng, dtype, in_features=in_features, out_features=out_features)
         bias, backend, bound = check_flag("bias", bias), backend_or_numpy(backend), 1 / math.sqrt(in_features)

@@ -52,7 +52,7 @@ from .linear import Linear
 
 @dataclass(eq=False, repr=False)
 class LoRA(Layer):
-    """The added path, y = s x A^T B^T. It keeps the arrays that it is given; training changes them in place.
+    """The added path, y = s x A^T B^T. It stores the given arrays without copying; training changes them in place.
 
     Arrays that do not fit together, or an alpha out of range, are a ValueError or a TypeError.
     """
@@ -82,7 +82,7 @@ class LoRA(Layer):
         return dx, {"lora_A": dA, "lora_B": dB}
 
     def delta(self) -> Array:  # -> (out, in)
-        """Return the change of weight that the adapter stands for, s B A."""
+        """Return the change of weight, s B A."""
         return self.scaling * self.lora_B @ self.lora_A  # eq. (13)
 
     @classmethod
@@ -90,9 +90,9 @@ class LoRA(Layer):
         cls, in_features: int, out_features: int, *, rank: int, alpha: float, rng: np.random.Generator,
         dtype: Any = "float32", backend: Backend | None = None,
     ) -> LoRA:  # fmt: skip
-        """Start as PEFT does: A uniform in +-1/sqrt(in), B zero, so that the adapter adds nothing yet.
+        """Initialise like PEFT: A uniform in +-1/sqrt(in), B zero, so that the adapter adds nothing yet.
 
-        A rank above min(in, out) is allowed and gains nothing. `rng`, `dtype` and `backend` are as in `Linear.init`.
+        A rank above min(in, out) is allowed, without a benefit. `rng`, `dtype` and `backend` are as in `Linear.init`.
         """
         check_start(rng, dtype, alpha, in_features=in_features, out_features=out_features, rank=rank)
         backend, bound = backend_or_numpy(backend), 1 / math.sqrt(in_features)
@@ -121,7 +121,7 @@ class LoRALinear(Adapted):
     adapter: Annotated[LoRA, "in -> out"]
 
     def forward(self, x: Array) -> tuple[Array, Cache]:  # (..., in) -> (..., out)
-        """Return y and the cache. The base needs none: its dx depends on W alone."""
+        """Return y and the cache. The base needs none: its dx depends only on W."""
         update, cache = self.adapter.forward(x)
         y = self.base(x) + update  # eq. (11)
         return y, (cache,)
@@ -140,7 +140,7 @@ class LoRALinear(Adapted):
 
     @classmethod
     def from_linear(cls, linear: Linear, *, rank: int, alpha: float, rng: np.random.Generator) -> LoRALinear:
-        """Put a new adapter beside a trained layer, which is shared. The output is the same until the first step."""
+        """Add a new adapter to a trained layer, which is shared. The output is the same until the first step."""
         check_instance("linear", linear, Linear)
         new: dict[str, Any] = {"rng": rng, "dtype": linear.weight.dtype, "backend": backend_of(linear.weight)}
         adapter = LoRA.init(linear.in_features, linear.out_features, rank=rank, alpha=alpha, **new)

@@ -1,14 +1,15 @@
-"""A model in four bits: QLoRA's base, and LoftQ's.
+"""Quantisation of a model to four bits, for QLoRA and LoftQ.
 
     base = quantize(model)                                           its linear layers in NF4
-    adapted = adapt(base, "all-linear", rank=8, alpha=16, rng=rng)   adapters beside them, as beside any layer
-    base, start = loftq(model, rank=8, alpha=16)                     another base, and adapters that start at its error
+    adapted = adapt(base, "all-linear", rank=8, alpha=16, rng=rng)   adapters of them, as of any layer
+    base, start = loftq(model, rank=8, alpha=16)                     another base, with adapters that start at its error
     adapted = attach(base, start)
 
-QLORA quantises once. What four bits lose, E = W - Q, is there from the first step on, and the adapters learn beside it.
+QLORA quantises once. The quantisation error E = W - Q is present from the first step on, and the adapters learn to
+compensate.
 
-LOFTQ starts the adapters at what was lost (`minilora.variants.loftq`). Its base is another than that of `quantize`, so
-an adapter from here needs it: save both.
+LOFTQ initialises the adapters with the error (`minilora.variants.loftq`). Its base differs from that of `quantize`, so
+its adapters need this base: save both.
 """
 
 from __future__ import annotations
@@ -29,23 +30,23 @@ from .variants.loftq import loftq_layer
 def quantize(
     model: Model, target_modules: str | Sequence[str] = ALL_LINEAR, *, block_size: int = 64, double_quant: bool = True
 ) -> Model:
-    """Return the model with its linear layers in NF4; all else is shared with the model that was given.
+    """Return the model with its linear layers in NF4; everything else is shared with the given model.
 
     Parameters
     ----------
     model : Layer
-        A model without adapters, or a single `Linear`. It stays as it is.
+        A model without adapters, or a single `Linear`. It does not change.
     target_modules : list of str, or str
-        As in `minilora.adapt`: by default every `Linear` but ``lm_head``.
+        As in `minilora.adapt`: by default every `Linear` except ``lm_head``.
     block_size : int
-        Weights that share a scale: a power of two, 32 or more.
+        The number of weights that share a scale: a power of two, at least 32.
     double_quant : bool
         Whether the scales are quantised too, to 8 bits.
 
     Returns
     -------
     Layer
-        A model of the same class, with a `QuantizedLinear`, which does not train, for each layer that is named.
+        A model of the same class, with a frozen `QuantizedLinear` in place of each target.
 
     Raises
     ------
@@ -61,23 +62,23 @@ def loftq(
     model: Layer, target_modules: str | Sequence[str] = ALL_LINEAR, *, rank: int, alpha: float, rounds: int = 1,
     block_size: int = 64, double_quant: bool = True,
 ) -> tuple[Any, dict[str, Adapter]]:  # fmt: skip
-    """Return the model in NF4, and adapters that start at what four bits lose: ``attach(base, adapters)``.
+    """Return the model in NF4, and adapters initialised with the quantisation error: ``attach(base, adapters)``.
 
     Parameters
     ----------
     model, target_modules, block_size, double_quant
         As in `quantize`.
     rank, alpha
-        Of each adapter. A rank above the smaller width of a layer is a ValueError.
+        The rank and alpha of each adapter. A rank above the smaller width of a layer is a ValueError.
     rounds : int
-        How often base and adapter are chosen in turn. Each layer keeps its best round.
+        The number of rounds that alternate between base and adapter. Each layer keeps its best round.
 
     Returns
     -------
     base : Layer
         As `quantize` returns it, with other codes.
     adapters : dict of str to Adapter
-        By module path, in the base's dtype. They mean nothing over another base, such as the original.
+        The adapters by module path, in the base's dtype. They are valid only for this base, not for the original.
 
     Raises
     ------
@@ -96,15 +97,15 @@ def loftq(
 
 
 def _quantized(model: Model, target_modules: str | Sequence[str], of: Callable[[str, Any], QuantizedLinear]) -> Model:
-    """Return a model without adapters with `of` each layer that is named, none of them quantised or tied."""
+    """Return a model with each target replaced by `of` it; targets must not be adapted, quantised or tied."""
     check_model(model)
     if adapted := [path for path, layer in walk(model) if is_adapted(layer)]:
-        raise ValueError(f"model has an adapter beside {adapted[0]!r}: quantise it before adapt, or after merge")
+        raise ValueError(f"model has an adapter of {adapted[0]!r}: quantise it before adapt, or after merge")
     places = Counter(map(id, arrays_of(model)))
     targets: dict[str, Any] = named_layers(model, target_modules)
     for path, layer in targets.items():
         if isinstance(layer, FrozenQuantizedLinear):
-            raise ValueError(f"the layer {path!r} is quantised already, a {type(layer).__name__}")
+            raise ValueError(f"the layer {path!r} is already quantised, a {type(layer).__name__}")
         if places[id(layer.weight)] > 1:
             raise ValueError(
                 f"the weight of the layer {path!r} is another layer's too: quantised, the two would no longer share it"

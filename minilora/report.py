@@ -1,9 +1,9 @@
-"""What a judge found: one report for all five commands, as text and for programs.
+"""The report of the five judging commands, as text and as JSON.
 
-The first line is ``NAME: VERDICT: text [flag]``, made to be pasted into an issue. Below it stand what is wrong, a row
-each; what is right, counted; and what was not offered, in a line. A case's id stays, so an adopter can keep a file of
-the failures that are known, a line each: ``ID  reason``. It is strict both ways: a failure that it lacks counts, and
-so does a line whose case does not fail.
+The first line is ``NAME: VERDICT: text [flag]``, ready to be pasted into an issue. Below it are the wrong cases, one
+per row, the number of right cases, and what was not offered. The ids of cases do not change, so an adopter can keep a
+file of known failures, one per line: ``ID  reason``. It is strict in both directions: a failure that is not listed
+counts, and so does a listed case that does not fail.
 """
 
 from __future__ import annotations
@@ -26,88 +26,88 @@ from .files.disk import read_whole, written_whole
 from .texts import FileRefused, printable, reading, short
 
 FORMAT = 2
-"""Of the JSON; it grows where a program that reads it would have to change."""
+"""The version of the JSON format, which increases with incompatible changes."""
 PASSED, KNOWN, IS_WRONG = "passed", "fails as is known", "WRONG"
 STATUS = {PASSED: 0, KNOWN: 0, "RIGHT": 0, "SOUND": 0, IS_WRONG: 1, "SUSPICIOUS": 1, "UNDECIDED": 2}
-"""The exit code of each verdict. Where nothing could be judged there is no report, and the code is 2 too."""
+"""The exit code of each verdict. If nothing can be judged, there is no report, and the code is 2 too."""
 FAILED = ("wrong", "missing")
-"""The states of a case that fails. Others are "right", "not offered", "refused", "cannot be told"."""
+"""The states of failing cases. The others are "right", "not offered", "refused" and "cannot be told"."""
 LONGEST_FIRST_LINE, LONGEST_FIRST_NAME = 160, 40
-"""Letters of the first line, and of its name where both are too long."""
+"""The largest number of characters of the first line, and of its name if both are too long."""
 LONGEST_LINE = 10_000
-"""Of any other line."""
+"""The largest number of characters of any other line."""
 CASES_NAMED = 5
-"""Cases without an answer that are named; the rest are counted."""
+"""The largest number of unanswered cases that are listed; the rest are counted."""
 
 
 class CannotRun(ValueError):
-    """Nothing can be judged; the message says what is lacking."""
+    """Nothing can be judged; the message says what is missing."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one case."""
+    """The outcome of one case."""
 
     id: str
     state: str  # "right", "wrong", "missing", "not offered", "refused" or "cannot be told"
-    text: str = ""  # what is wrong
+    text: str = ""  # a description of the mistake
     flags: tuple[str, ...] = ()  # the known mistakes that explain it
 
     @property
     def failed(self) -> bool:
-        """Whether the answer is wrong, or owed and not there."""
+        """Whether the answer is wrong or missing."""
         return self.state in FAILED
 
     def json(self) -> dict[str, Any]:
-        """Return the outcome for programs."""
+        """Return the outcome for JSON."""
         return {**vars(self), "flags": list(self.flags), "failed": self.failed}
 
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """One thing that is wrong."""
+    """A diagnosis of one mistake."""
 
     says: str
-    flag: str = ""  # of a known mistake; of two at once both, with a plus between them
-    source: str = ""  # where it was made in public: "owner/repository #issue", "package version" or an address
-    cases: tuple[str, ...] = ()  # the ids of those that it explains
+    flag: str = ""  # a known mistake's; two at once are joined by a plus
+    source: str = ""  # where it was found in public: "owner/repository #issue", "package version" or an address
+    cases: tuple[str, ...] = ()  # the ids of the cases that it explains
 
     def __str__(self) -> str:
         return f"{self.says} (made in {self.source})" if self.source else self.says
 
     def json(self) -> dict[str, Any]:
-        """Return the diagnosis for programs."""
+        """Return the diagnosis for JSON."""
         return {**vars(self), "made in": links(self.source), "cases": list(self.cases)}
 
 
 @dataclass(repr=False)
 class Report:
-    """What was found. It prints, and shows itself at a prompt and in a notebook, with the verdict first."""
+    """A report. It displays itself in print, at a prompt and in a notebook, with the verdict first."""
 
-    name: str  # of what is judged
+    name: str  # the name of the judged object
     command: str = "conformance"
     cases: Sequence[Outcome] = field(default_factory=list)
-    found: list[Diagnosis] = field(default_factory=list)  # what is wrong, the likeliest first
-    known: Mapping[str, str] = field(default_factory=dict)  # the reason of each case that is known to fail
-    missing: list[str] = field(default_factory=list)  # what is required and not offered
+    found: list[Diagnosis] = field(default_factory=list)  # the diagnoses, the most likely first
+    known: Mapping[str, str] = field(default_factory=dict)  # the reason for each known failure
+    missing: list[str] = field(default_factory=list)  # required claims that are not offered
     not_offered: list[str] = field(default_factory=list)
-    word: str = ""  # the verdict, one of `STATUS`, where no cases have it
-    text: str = ""  # the first line's, where it is not the first diagnosis
-    flag: str = ""  # that belongs to `text`
-    lines: list[str] = field(default_factory=list)  # the command's own
-    rows: list[str] = field(default_factory=list)  # the same at length, in their place with --all
-    details: dict[str, Any] = field(default_factory=dict)  # the command's own, for programs
+    word: str = ""  # the verdict, one of `STATUS`, if no cases determine it
+    text: str = ""  # the first line's text, if it is not the first diagnosis
+    flag: str = ""  # the flag of `text`
+    lines: list[str] = field(default_factory=list)  # the command's own lines
+    rows: list[str] = field(default_factory=list)  # their long form, shown with --all
+    details: dict[str, Any] = field(default_factory=dict)  # the command's own data for JSON
 
     # --- the verdict --------------------------------------------------------------------------------------------------
 
     @property
     def diagnoses(self) -> list[str]:
-        """What is wrong in sentences, the likeliest first."""
+        """The diagnoses as sentences, the most likely first."""
         return [str(diagnosis) for diagnosis in self.found]
 
     @property
     def passed(self) -> bool:
-        """Whether all that was judged is right, known to fail or not."""
+        """Whether all cases are right; known failures count as failures."""
         return not self.failing and STATUS[self.word or PASSED] == 0
 
     @property
@@ -121,34 +121,34 @@ class Report:
 
     @property
     def status(self) -> int:
-        """The exit code. It is 0 where all that fails is known, all that is known fails, and nothing is missing."""
+        """The exit code: 0 if all failures are known, all known failures fail, and nothing is missing."""
         return STATUS[self.verdict]
 
     def every_case(self) -> Sequence[Outcome]:
-        """Return what became of all cases."""
+        """Return the number of cases in each state."""
         return self.cases
 
     def every_diagnosis(self) -> list[Diagnosis]:
-        """Return all that is wrong, the likeliest first, and at the end what is known."""
+        """Return all diagnoses, the most likely first and the known failures last."""
         return sorted(self.found, key=self._is_known)
 
     def _is_known(self, diagnosis: Diagnosis) -> bool:
-        """Return whether all that a diagnosis explains is known to fail."""
+        """Return whether everything that a diagnosis explains is a known failure."""
         return bool(diagnosis.cases) and all(id in self.known for id in diagnosis.cases)
 
     @property
     def failing(self) -> list[Outcome]:
-        """All that fails, known or not."""
+        """All failures, known or not."""
         return [case for case in self.every_case() if case.failed]
 
     @property
     def unexpected(self) -> list[Outcome]:
-        """What fails and is not known to."""
+        """The failures that are not known."""
         return [case for case in self.failing if case.id not in self.known]
 
     @property
     def stale(self) -> dict[str, str]:
-        """Known failures that do not fail: what becomes of each instead."""
+        """The listed failures that do not fail, with their outcome."""
         cases = {case.id: case for case in self.every_case()} if self.known else {}
         return {id: became(cases.get(id)) for id in self.known if id not in cases or not cases[id].failed}
 
@@ -156,17 +156,17 @@ class Report:
 
     @property
     def first_line(self) -> str:
-        """The verdict in `LONGEST_FIRST_LINE` letters; a long name, and paths, are shortened before the text is cut."""
+        """The verdict in at most `LONGEST_FIRST_LINE` characters; names and paths are shortened before the text."""
         headline, name = self.headline(), printable(self.name, LONGEST_FIRST_NAME)
         says, end = headline.says, f" [{headline.flag}]" if headline.flag else ""
-        bare = re.sub(r"'(?:/[^']*|[^' ]*)/([^'/]+)'", r"'\1'", says)  # of a path its last name
+        bare = re.sub(r"'(?:/[^']*|[^' ]*)/([^'/]+)'", r"'\1'", says)  # the last part of a path
         tries = (self.name, str(headline)), (self.name, says), (name, says), (name, bare)
         lines = [f"{first}: {self.verdict}{text and ': ' + text}{end}" for first, text in tries]
         cut = lines[-1][: LONGEST_FIRST_LINE - len(end) - 3].rsplit(" ", 1)[0].rstrip(" ,;:(") + "..." + end
         return printable(next((line for line in lines if len(line) <= LONGEST_FIRST_LINE), cut))
 
     def headline(self) -> Diagnosis:
-        """Return what the first line says."""
+        """Return the text of the first line."""
         if self.text:
             return Diagnosis(self.text, self.flag)
         if self.status == 0:
@@ -183,7 +183,7 @@ class Report:
         return Diagnosis(next(iter([*self._out_of_date(), *self._lacks()]), ""))
 
     def summary(self) -> str:
-        """Say how much is right."""
+        """Return the number of right cases in words."""
         counts = Counter(case.state for case in self.every_case())
         return ", ".join(f"{counts[state]} {state}" for state in ("right", *FAILED, "refused") if counts[state])
 
@@ -193,12 +193,12 @@ class Report:
     __repr__ = __str__
 
     def shown(self, *, all: bool = False) -> str:
-        """Return the report in lines, the verdict first; with `all` also what is right."""
+        """Return the report as lines, the verdict first; `all` includes the right cases."""
         lines = [self.first_line, *self._told(), *self.own_lines(all=all), *self._of_known(), *self._lacks()]
-        return "\n".join(printable(line, LONGEST_LINE) for line in lines)  # a name in a file can hold anything
+        return "\n".join(printable(line, LONGEST_LINE) for line in lines)  # a name in a file can contain anything
 
     def _told(self) -> Iterator[str]:
-        """Yield a line for each diagnosis; of that in the first line, what is not said there."""
+        """Yield a line for each diagnosis; for that in the first line, only the rest."""
         first, wrong = self.first_line, sum(case.state == "wrong" for case in self.every_case())
         for diagnosis in self.every_diagnosis():
             flag, explained = f" [{diagnosis.flag}]" if diagnosis.flag else "", len(diagnosis.cases)
@@ -210,7 +210,7 @@ class Report:
                 yield f"  {', '.join(more)}"
 
     def own_lines(self, *, all: bool) -> list[str]:
-        """Return the rows of what is not right, or of all, and the command's own lines."""
+        """Return the rows of the cases that are not right, or of all, and the command's own lines."""
         missing = [case.id for case in self.cases if case.state == "missing"]
         few = all or len(missing) <= CASES_NAMED
         rows = [case for case in self.cases if all or case.state == "wrong" or (few and case.state == "missing")]
@@ -227,7 +227,7 @@ class Report:
         return f"{case.state}{reason}{case.text and ': ' + case.text}{flags}"
 
     def _of_known(self) -> list[str]:
-        """Return what is said of known failures; nothing where none is known."""
+        """Return the lines about known failures, if there are any."""
         if not self.known:
             return []
         unexpected = [case.id for case in self.unexpected]
@@ -241,17 +241,17 @@ class Report:
         return [f"{text} is required, and not offered" for text in self.missing]
 
     def annotations(self) -> list[str]:
-        """Return the lines that GitHub Actions shows as errors of the run: what is wrong and not known."""
+        """Return the unknown failures as lines that GitHub Actions shows as errors."""
         if self.status == 0:
             return []
         new = [f"{self.name}: {d}" for d in self.every_diagnosis() if not self._is_known(d)] or [self.first_line]
         texts = [*(new if self.unexpected or self.word else []), *self._out_of_date(), *self._lacks()]
         return [github_error(text, f"minilora {self.command}") for text in texts]
 
-    # --- for programs -------------------------------------------------------------------------------------------------
+    # --- as JSON ------------------------------------------------------------------------------------------------------
 
     def json(self) -> dict[str, Any]:
-        """Return the report for programs: a head that all commands have, and the command's own `details`."""
+        """Return the report for JSON: the entries that all commands share, and the command's own `details`."""
         headline, every = self.headline(), self.every_case()
         return {
             "format": FORMAT,
@@ -279,21 +279,21 @@ class Report:
 
 
 def became(case: Outcome | None) -> str:
-    """Say what becomes of a case that does not fail."""
+    """Describe the outcome of a case that does not fail."""
     if case is None:
         return "is no case here"
     return {"right": "passes", "not offered": "is not offered", "refused": "is refused"}.get(case.state, case.state)
 
 
 def read_known(path: str | Path) -> dict[str, str]:
-    """Return the reason of each id in a file of known failures; empty lines and those that begin with # do not count.
+    """Return the reason for each id in a file of known failures, which may have blank lines and # comments.
 
     Raises
     ------
     FileRefused
-        If a line has no reason, or an id comes twice, or it is no text.
+        If a line has no reason, an id occurs twice, or the file is not text.
     OSError
-        If it cannot be read.
+        If the file cannot be read.
     """
     known: dict[str, str] = {}
     try:
@@ -313,7 +313,7 @@ def read_known(path: str | Path) -> dict[str, str]:
 
 
 def links(source: str) -> list[str]:
-    """Return where a mistake was made, as addresses."""
+    """Return the sources of a mistake as addresses."""
     addresses = []
     for place in filter(None, source.split(", ")):
         name, _, number = place.rpartition(" ")
@@ -324,9 +324,9 @@ def links(source: str) -> list[str]:
 
 
 def kernel() -> str | None:
-    """Return the processor whose code NumPy's BLAS runs, as threadpoolctl names it; None where that is not installed.
+    """Return the processor architecture of NumPy's BLAS from threadpoolctl; None if it is not installed.
 
-    Sums are rounded in another order on another one.
+    The order in which sums are rounded depends on it.
     """
     try:
         from threadpoolctl import threadpool_info
@@ -336,7 +336,7 @@ def kernel() -> str | None:
 
 
 def check_replaced(path: Path) -> None:
-    """Require a new file, or one that has a report: a report takes the place of nothing else."""
+    """Require a new file, or one with a report: a report replaces nothing else."""
     if path.exists():
         with suppress(FileRefused), reading(path):
             if {"format", "verdict"} <= json.loads(read_whole(path)).keys():
@@ -345,18 +345,18 @@ def check_replaced(path: Path) -> None:
 
 
 def save_json(path: Path | None, report: Report) -> None:
-    """Write a report as JSON, whole or not at all; without a path nothing."""
+    """Write a report as JSON atomically; without a path, do nothing."""
     if path is not None:
         with written_whole(path) as file:
             file.write(json.dumps(report.json(), indent=1).encode() + b"\n")
 
 
 def on_github() -> bool:
-    """Return whether this runs in a workflow of GitHub Actions, which shows lines that begin with ``::error``."""
+    """Return whether this runs in GitHub Actions, which interprets lines that begin with ``::error``."""
     return os.environ.get("GITHUB_ACTIONS") == "true"
 
 
 def github_error(text: str, title: str) -> str:
-    """Return a line that GitHub Actions shows as an error of the run."""
+    """Return a line that GitHub Actions shows as an error."""
     escaped = text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
     return f"::error title={title}::{escaped}"

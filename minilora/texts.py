@@ -1,7 +1,7 @@
-"""Text for a terminal and for errors: one line of printable characters that names the file or the argument.
+"""Text for terminals and error messages.
 
-`reading` and `named` put the file's name, or the argument's, before an error of another library. This file does without
-NumPy, as the command line does until a command runs.
+`reading` and `named` put the name of the file or argument in front of another library's error. This file does not need
+NumPy, like the command line until a command runs.
 """
 
 from __future__ import annotations
@@ -13,21 +13,21 @@ from pathlib import Path
 from typing import Any
 
 LONGEST_NAME, LONGEST_MESSAGE = 200, 1200
-"""Characters of one name or value, and of a whole message."""
+"""The largest number of characters of a name or value, and of a whole message."""
 HUB_NAME = re.compile(r"[\w-]+/[\w.-]+(?<!\.gguf)(?<!\.npz)(?<!\.json)(?<!\.safetensors)")
-"""``owner/model``: how a hub names a model."""
+"""``owner/model``, the form of a hub's name of a model."""
 
 
 class FileRefused(ValueError):
-    """A file, of whatever kind, cannot be used; the message names the file and the reason."""
+    """A file of any kind cannot be used; the message names the file and the reason."""
 
     def __init__(self, path: str | Path, reason: str) -> None:
         super().__init__(printable(f"{str(path)!r}: {reason}"))
 
 
 def printable(text: str, at_most: int = LONGEST_MESSAGE) -> str:
-    """Return a text in one line without control characters, its middle left out where it is too long."""
-    if len(text) > at_most:  # first, so that a very long text costs no more than its ends
+    """Return a text in one line without control characters, without its middle if it is too long."""
+    if len(text) > at_most:  # done first, so that a very long text costs only its ends
         half = at_most // 2 - 3
         text = f"{text[:half]} ... {text[-half:]}"
     if text.isprintable():
@@ -36,7 +36,7 @@ def printable(text: str, at_most: int = LONGEST_MESSAGE) -> str:
 
 
 def enumerated(names: Sequence[str]) -> str:
-    """Return names as a sentence has them."""
+    """Return names joined for a sentence."""
     return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
 
 
@@ -48,15 +48,15 @@ def align(rows: Sequence[Sequence[str]], left: Collection[int]) -> list[str]:
 
 
 def short(value: Any, at_most: int = LONGEST_NAME) -> str:
-    """Return a value as Python writes it, its middle left out where it is too long."""
+    """Return a value's repr, without its middle if it is too long."""
     if isinstance(value, str) and len(value) > at_most:
-        value = value[:at_most] + value[-at_most:]  # repr of the whole would be cut to no more than this
+        value = value[:at_most] + value[-at_most:]  # the repr of the whole would be cut to this anyway
     return printable(repr(value), at_most)
 
 
 @contextmanager
 def reading(path: str | Path) -> Iterator[None]:
-    """Make one line of whatever a library says about a file: ``'PATH': reason``."""
+    """Turn a library's error about a file into one line: ``'PATH': reason``."""
     try:
         yield
     except FileRefused:
@@ -65,23 +65,23 @@ def reading(path: str | Path) -> Iterator[None]:
         raise FileRefused(path, (error.strerror or str(error)) + hub_hint(Path(path))) from error
     except KeyError as error:
         raise FileRefused(path, f"there is no {error}") from error
-    except Exception as error:  # of safetensors, msgspec, json, gguf: each has classes of its own
+    except Exception as error:  # safetensors, msgspec, json and gguf have their own classes
         raise FileRefused(path, str(error) or type(error).__name__) from error
 
 
 @contextmanager
 def named(label: str) -> Iterator[None]:
-    """Put the name of what is looked at before an error about it: ``adapters['q']: ...``. A file's has its own."""
+    """Put a name in front of an error, as in ``adapters['q']: ...``. A file's error already has one."""
     try:
         yield
     except FileRefused:
         raise
-    except (TypeError, ValueError) as error:  # of what kind of them, such as a UnicodeDecodeError, its text says
+    except (TypeError, ValueError) as error:  # its text tells which subclass it is, such as a UnicodeDecodeError
         raise (TypeError if isinstance(error, TypeError) else ValueError)(f"{label}: {error}") from None
 
 
 def hub_hint(path: Path) -> str:
-    """Return what to give in place of a hub's name of a model, where a path is one and leads nowhere; or ""."""
+    """Return a hint if a path does not exist and looks like a hub's name of a model; else ""."""
     name = path.as_posix()
     if not HUB_NAME.fullmatch(name) or path.parent.exists():
         return ""

@@ -1,18 +1,18 @@
-"""The loop: draw a batch, forward, backward, step; now and then, report.
+"""The training loop: draw a batch, forward, backward, step, and sometimes report.
 
-    rows = batches(t)                                   draw      afresh from all rows, or the next of a pass
+    rows = batches(t)                                   draw      from all rows, or the next of a pass
     prediction, cache = model.forward(X[rows])          forward
     L, dy = loss(prediction, Y[rows])
     dx, grads = model.backward(dy, cache)               backward
     adam.step(grads)                                    step
-    evaluate(model, X, Y, loss)                         report    every so many epochs
+    evaluate(model, X, Y, loss)                         report    every few epochs
 
-The loop knows the protocol `Layer`, not the layers: whatever has ``forward``, ``backward`` and ``trainable`` trains.
-Which rows a step takes is `minilora.batches`; what the next epoch depends on, and what keeps it, `minilora.state`; what
-is refused before anything changes, `minilora.fitting`; what is told on the way, `minilora.watching`.
+The loop knows only the protocol `Layer`: anything with ``forward``, ``backward`` and ``trainable`` trains.
+`minilora.batches` chooses the rows of a step, `minilora.state` has the state between epochs, `minilora.fitting` refuses
+bad input before anything changes, and `minilora.watching` reports on the way.
 
 The report is the loss over a data set, which may be larger than memory. A loss is a mean over targets. Cut the rows
-into parts; let M be the number of all targets, M_p a part's, L_p its loss:
+into parts; let M be the number of all targets, M_p a part's number, and L_p its loss:
 
     L = sum_p (M_p / M) L_p
 """
@@ -54,7 +54,7 @@ __all__ = [
     "train",
 ]
 
-EVALUATION_ROWS = 512  # at a time: at the article's widths their temporaries stay in the cache, 14 ms in place of 22
+EVALUATION_ROWS = 512  # at the article's widths the temporaries stay in the CPU cache: 14 ms instead of 22
 
 
 def train(
@@ -68,84 +68,83 @@ def train(
 ) -> History:  # fmt: skip
     """Train a model in place to predict Y from X, with Adam.
 
-    Each step draws its own batch without replacement from all the rows. A row can therefore come up twice in an epoch,
-    or not at all, as in the article. With ``batches=Passes(len(X), batch_size, seed)`` an epoch is a pass through all
-    rows, each once.
+    Each step draws its own batch without replacement from all rows. A row can therefore occur twice in an epoch, or not
+    at all, as in the article. With ``batches=Passes(len(X), batch_size, seed)`` an epoch visits each row once.
 
     Parameters
     ----------
     model : Layer
-        The arrays in ``model.trainable()`` are updated in place, and no other.
+        Only the arrays in ``model.trainable()`` are updated, in place.
     X : array, shape (n, ...)
-        Inputs, of the model's dtype and library; or token ids.
+        Inputs in the model's dtype and library, or token ids.
     Y : array, shape (n, ...)
-        Targets, as the loss takes them.
+        Targets for the loss.
     epochs : int
-        How long to train, if `max_steps` does not say it: at least 1.
+        The number of epochs, at least 1, unless `max_steps` is given.
     batch_size : int, optional
-        The rows of a step, from 1 to n; by default 128, or n where there are fewer rows.
+        The rows of a step, from 1 to n; by default 128, or n if there are fewer rows.
     lr : float, or mapping of str to float
-        Adam's step length; or one for each ending of a parameter's name, as in `Adam`.
+        The learning rate, or one for each suffix of a parameter's name, as in `Adam`.
     rng : numpy.random.Generator
-        Draws the batches, unless `batches` says which, on the host: one seed, one order of batches on every device.
+        Draws the batches, unless `batches` is given. It draws on the host, so one seed gives one order on every device.
     log_every : int
-        Epochs, or with `max_steps` steps, from one measured loss to the next. To measure takes as long as some steps.
+        Epochs, or with `max_steps` steps, between measured losses. A measurement takes as long as some steps.
     progress : bool
-        Whether to show tqdm's progress bar: in the notebook that runs this, or on stderr where that is a terminal.
+        Whether to show tqdm's progress bar, in a notebook or on stderr if it is a terminal.
     checkpoint : path or minilora.files.checkpoint.Checkpoint, optional
-        A file that keeps the training's state after every epoch. Where it is there already, the training goes on from
-        it and ends with the same bits as one that was never stopped; `rng` must come from the same seed. A training
-        that is done can go on to more epochs.
+        A file for the training's state after every epoch. If it exists, the training resumes from it, and ends with the
+        same bits as one that was never stopped; `rng` must come from the same seed. A completed training can be
+        extended by more epochs.
     loss : callable
         ``loss(prediction, target) -> (loss, d_prediction)``, a mean over the targets: `mse` or `cross_entropy`.
     gradients : callable
-        ``gradients(model, x, y, loss) -> grads``: another way to the gradients of the same loss, such as
-        `minilora.fast.residual_form` for `mse`. None means `backpropagate`. What has `workers`, as
-        `minilora.fast.accumulate` returns it, has the loss measured on as many; what has a method
-        ``evaluate(model, X, Y, loss)`` measures it itself.
+        ``gradients(model, x, y, loss) -> grads``: another way to compute the gradients of the same loss, such as
+        `minilora.fast.residual_form` for `mse`. None means `backpropagate`. If it has `workers`, like
+        `minilora.fast.accumulate`, the loss is measured with as many; if it has a method
+        ``evaluate(model, X, Y, loss)``, that measures the loss.
     steps : int, optional
-        Of an epoch, of no more than 2^31 - 1 rows; by default ``n // batch_size``, or those of a pass.
+        The steps of an epoch of at most 2^31 - 1 rows; by default ``n // batch_size``, or those of a pass.
     held_out : (array, array), optional
-        Inputs and targets, as X and Y, to measure the loss on; by default X and Y themselves.
+        Inputs and targets, like X and Y, to measure the loss on; by default X and Y themselves.
     report : callable, optional
-        ``report(state)``, called at the end of each epoch, after the checkpoint is written: the `TrainingState` has the
-        number of epochs done and the history so far. What it raises ends the training.
+        ``report(state)`` is called at the end of each epoch, after the checkpoint is written. The `TrainingState` has
+        the number of completed epochs and the history. An exception that it raises stops the training.
     schedule : callable, optional
         ``schedule(t)``, the factor of lr in step t of all epochs, counted from 1, such as a
-        `minilora.schedule.Schedule`. A checkpoint knows it by its name, or its `repr`.
+        `minilora.schedule.Schedule`. A checkpoint records its name or `repr`.
     batches : callable, optional
-        ``batches(t)``, the row numbers of step t of all epochs, counted from 1, at most `batch_size` of them: a
-        `minilora.training.Passes`, which brings its own `batch_size`. A checkpoint knows it as a schedule.
+        ``batches(t)`` returns the row indices of step t over all epochs, counted from 1, at most `batch_size` of them,
+        such as `minilora.training.Passes`, which has its own `batch_size`. A checkpoint records it too.
     weight_decay : float
-        How much smaller each number becomes in a step, as a share of lr, as in `Adam`.
+        The decoupled weight decay, as in `Adam`.
     max_grad_norm : float, optional
-        How long a step's gradient may be, over all arrays; a longer one is shortened, as in `Adam`.
+        The largest norm of a step's gradient over all arrays; a larger one is clipped, as in `Adam`.
     max_steps : int, optional
-        How long to train, in steps instead of epochs: at least 1. Then what is done after an epoch is done after each
-        step, and the history counts steps.
+        The number of steps, at least 1, instead of `epochs`. Then everything that is done after an epoch is done after
+        each step, and the history counts steps.
 
     Returns
     -------
     History
-        The loss over all of X and Y, or of what is held out, every `log_every` epochs, and after the last.
+        The loss over all of X and Y, or over the held-out data, every `log_every` epochs and after the last.
 
     Raises
     ------
     ValueError, TypeError
-        If an argument is out of range or does not fit. Nothing has changed then. What `gradients` itself refuses, it
-        refuses in the first step: then `rng` has moved, and nothing else.
+        If an argument is out of range or does not fit. Nothing has changed then. `gradients` itself can only refuse in
+        the first step, after `rng` has been used.
     CheckpointError
-        If the checkpoint is damaged, or of another configuration. Nothing has changed then.
+        If the checkpoint is damaged, or has another configuration. Nothing has changed then.
     TrainingDiverged
-        If a parameter is NaN or infinite at the end of an epoch, or a loss that is reported. The model keeps what the
-        epoch left, and the checkpoint what the epoch before it left. The exception has the epoch, and the step after
-        which the numbers were looked at.
+        If a parameter at the end of an epoch, or a reported loss, is NaN or infinite. The model keeps this epoch's
+        arrays, the checkpoint those of the epoch before. The exception has the epoch, and the step after which the
+        numbers were checked.
 
     Warns
     -----
     LossGrew
-        If the loss is ten times above where it began after the first epoch, or a thousand times at the end, and above
-        that of a model that answers 0.
+        If the loss exceeds its initial value ten times after the first epoch, or a thousand times at the end, and also
+        that of a model that outputs 0.
     """
     epochs, log_every = check_integer("epochs", epochs, at_least=1), check_integer("log_every", log_every, at_least=1)
     max_steps = None if max_steps is None else check_integer("max_steps", max_steps, at_least=1)
@@ -164,20 +163,20 @@ def train(
         )
 
     adam = Adam(params, lr=lr, schedule=schedule, weight_decay=weight_decay, max_grad_norm=max_grad_norm)
-    # A round ends when the numbers are looked at: after an epoch or, where steps are counted, after each of them.
+    # A round ends when the numbers are checked: after an epoch, or after each step if steps are counted.
     rounds, each, unit = (epochs, steps, "epoch") if max_steps is None else (max_steps, 1, "step")
     state, keeper = TrainingState(model, adam, rng, steps_of_epoch=steps, unit=unit), keeper_of(checkpoint)
     gradients = gradients or backpropagate
     few = rows_at_a_time(measured[1])
     some = measured[0][:few], measured[1][:few]
-    before, last = first_loss(model, *some, loss), math.nan  # of the start, also where the training is resumed
+    before, last = first_loss(model, *some, loss), math.nan  # the initial loss, also of a resumed training
     if keeper is not None:
         settings = settings_of(adam, loss, batches, batch_size=batch_size, steps=each, log_every=log_every)
         keeper.resume(state, rounds, settings, {"X": X, "Y": Y, "held_out": held_out})
     backend = backend_of(X)
     measure = getattr(gradients, "evaluate", partial(loss_over, workers=getattr(gradients, "workers", None)))
     x, y = (backend.zeros((batch_size, *data.shape[1:]), data.dtype) for data in (X, Y))
-    tokens = each * batch_size * math.prod(X.shape[1:]) if X.dtype.kind in "iu" else None  # in a round, of ids
+    tokens = each * batch_size * math.prod(X.shape[1:]) if X.dtype.kind in "iu" else None  # the ids in a round
 
     def rows_of(number: int) -> Iterable[Array]:
         if batches is None:
@@ -185,18 +184,18 @@ def train(
         return rows_of_steps(batches, range((number - 1) * each + 1, number * each + 1), len(X), x, backend)
 
     bar: Any = progress_bar(state.epoch, rounds, tokens, unit) if progress else nullcontext()
-    # NumPy's warnings about overflow would only repeat, less clearly, what TrainingDiverged is going to say.
+    # NumPy's warnings about overflow would only repeat TrainingDiverged less clearly.
     with np.errstate(over="ignore", invalid="ignore"), bar:
         for number in range(state.epoch + 1, rounds + 1):
             for rows in rows_of(number):  # draw
                 x_t, y_t = take_rows(X, rows, out=x[: len(rows)]), take_rows(Y, rows, out=y[: len(rows)])
-                # No name holds the gradients: they would stand beside the next step's.
+                # No variable holds the gradients; they would overlap in memory with the next step's.
                 adam.step(gradients(model, x_t, y_t, loss))  # forward, backward, step
             check_parameters(state, number)
             if number == 1 and 0 < before < (now := first_loss(model, *some, loss)) < math.inf:
                 warn_of_growth(before, now, state, times=10)
             logged = number % log_every == 0
-            if logged or number == rounds:  # report; before anything is kept, since it may be no number
+            if logged or number == rounds:  # report, before anything is stored, since the loss may not be finite
                 last = check_loss(measure(model, *measured, loss), number, state, name)
             state.epoch = number
             if logged:
@@ -209,8 +208,8 @@ def train(
                 keeper.keep(state)
             if report is not None:
                 report(state)
-        if rounds % log_every:  # not in a checkpoint: a training that is resumed for more epochs does not log this one
-            if math.isnan(last):  # all were done before
+        if rounds % log_every:  # not in a checkpoint, since a training that is extended does not log this loss
+            if math.isnan(last):  # all epochs were done before
                 last = check_loss(measure(model, *measured, loss), rounds, state, name)
             state.history.add(rounds, last)
     warn_of_growth(before, last, state)
@@ -218,7 +217,7 @@ def train(
 
 
 def settings_of(adam: Adam, loss: Loss, batches: Any, **settings: Any) -> dict[str, Any]:
-    """Return what must be the same for a training to be resumed, of what the state and the data do not say."""
+    """Return the settings that must be equal to resume, in addition to the state and the data."""
     for name, function in {"loss": loss, "schedule": adam.schedule, "batches": batches}.items():
         if function is not None:
             other = type(function).__qualname__ if name == "loss" else repr(function)
@@ -227,11 +226,11 @@ def settings_of(adam: Adam, loss: Loss, batches: Any, **settings: Any) -> dict[s
 
 
 def keeper_of(checkpoint: str | Path | Keeper | None, settings: Mapping[str, Any] | None = None) -> Keeper | None:
-    """Return what keeps a training: for a path, a file whose settings must be the same when it resumes."""
+    """Return the checkpoint of a training; for a path, a file whose settings must be equal to resume."""
     if checkpoint is None or isinstance(checkpoint, Keeper):
         return checkpoint
     with requiring("a checkpoint"):
-        from .files.checkpoint import Checkpoint  # a training without one needs no files
+        from .files.checkpoint import Checkpoint  # imported here, since a training without a checkpoint needs no files
 
     return Checkpoint(checkpoint, settings)
 
@@ -239,16 +238,16 @@ def keeper_of(checkpoint: str | Path | Keeper | None, settings: Mapping[str, Any
 def evaluate(model: Layer, X: Array, Y: Array, loss: Loss = mse, workers: int | None = None) -> float:
     """Return the loss of a model over all of X and Y, computed `EVALUATION_ROWS` targets at a time in their dtype.
 
-    X, Y and `loss` are as in `train`. With `workers`, so many of these parts are computed at once, each with one BLAS
-    thread, as `minilora.fast.accumulate` does it: the same bits with any number. Data that do not fit the model or each
-    other are a ValueError or a TypeError.
+    X, Y and `loss` are as in `train`. `workers` parts are computed in parallel, each with one
+    BLAS thread, as in `minilora.fast.accumulate`; the result has the same bits for any number. Data that do not fit the
+    model or each other are a ValueError or a TypeError.
     """
     check_data(model, X, Y, loss, trainable(model))
     return loss_over(model, X, Y, loss, workers)
 
 
 def loss_over(model: Layer, X: Array, Y: Array, loss: Loss, workers: int | None) -> float:
-    """Return the loss over data that have been judged."""
+    """Return the loss over data that have been checked."""
     targets, height = count(Y), rows_at_a_time(Y)
 
     def share(start: int) -> Any:
@@ -256,18 +255,18 @@ def loss_over(model: Layer, X: Array, Y: Array, loss: Loss, workers: int | None)
         return loss(model(x), y)[0] * (count(y) / targets)
 
     value = sum_of(share, range(0, len(X), height), workers, X)
-    if not math.isfinite(value):  # of the data, or of the model
+    if not math.isfinite(value):  # the data's or the model's
         check_finite(**{name: a for name, a in {"X": X, "Y": Y}.items() if a.dtype.kind == "f"})
     return value
 
 
 def rows_at_a_time(Y: Array) -> int:
-    """Return how many rows of Y have `EVALUATION_ROWS` targets: of ids each is one, and of numbers each row."""
+    """Return how many rows of Y have `EVALUATION_ROWS` targets: each id is one, and so is each row of numbers."""
     return max(1, EVALUATION_ROWS // (math.prod(Y.shape[1:]) if Y.dtype.kind in "iu" else 1))
 
 
 def sum_of(share: Callable[[Any], Any], parts: Iterable[Any], workers: int | None, x: Array) -> float:
-    """Return the sum of ``share(part)``, in the parts' order. With `workers`, which are for NumPy, several at once."""
+    """Return the sum of ``share(part)`` in the parts' order, computing `workers` parts in parallel (NumPy only)."""
     running: Any = nullcontext(map(share, parts))
     if workers is not None:
         check_workers(workers, x)

@@ -1,4 +1,4 @@
-"""What a training tells while it runs: its progress, numbers that are no longer finite, a loss that has grown."""
+"""The reports of a running training: its progress, divergence, and a loss that grows."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from .layer import Layer
 from .losses import IGNORE_INDEX, Loss
 from .state import TrainingState
 
-GROWTH = 1000  # times above where it began: a loss that ends there has grown
+GROWTH = 1000  # a final loss above this multiple of the initial one has grown
 
 
 class TrainingDiverged(ArithmeticError):
-    """Training met a number that is NaN or infinite. The model keeps what the epoch left."""
+    """Training reached a number that is NaN or infinite. The model keeps the arrays of this epoch."""
 
-    epoch: int  # the epoch in which it happened, counted from 1
-    step: int  # the step after which the numbers were looked at, counted from 1 over all epochs
+    epoch: int  # the epoch, counted from 1
+    step: int  # the step after which the numbers were checked, counted from 1 over all epochs
 
     def __init__(self, message: str, epoch: int = 0, step: int = 0) -> None:
         super().__init__(message)
@@ -32,20 +32,20 @@ class TrainingDiverged(ArithmeticError):
 
 
 class LossGrew(UserWarning):
-    """The loss is far above the one that the training began with, and finite."""
+    """The loss is finite, but far above the initial one."""
 
 
 def first_loss(model: Layer, X: Array, Y: Array, loss: Loss) -> float:
-    """Return the loss of some rows, or that of a model that answers 0 where this is larger."""
+    """Return the loss of some rows, or that of a model that outputs 0 if it is larger."""
     with np.errstate(all="ignore"):
-        if Y.dtype.kind in "iu" and not bool((Y != IGNORE_INDEX).any()):  # no target to measure
+        if Y.dtype.kind in "iu" and not bool((Y != IGNORE_INDEX).any()):  # no target counts
             return math.inf
         y = model(X)
         return max(float(loss(y, Y)[0]), float(loss(0 * y, Y)[0]))
 
 
 def warn_of_growth(before: float, last: float, state: TrainingState, times: float = GROWTH) -> None:
-    """Warn if the loss is more than `times` times the one that training began with."""
+    """Warn if the loss is more than `times` times the initial one."""
     if last > times * before:
         when = f" in the first {state.unit}" if times < GROWTH else ""
         warnings.warn(
@@ -57,7 +57,7 @@ def warn_of_growth(before: float, last: float, state: TrainingState, times: floa
 
 
 def check_parameters(state: TrainingState, number: int) -> None:
-    """Stop where a parameter holds NaN or infinity. Asked once an epoch: asking waits for the device."""
+    """Stop if a parameter has NaN or infinity. Called once per epoch, since it waits for the device."""
     params = state.optimizer.params
     if all_finite(list(params.values())):
         return
@@ -71,7 +71,7 @@ def check_parameters(state: TrainingState, number: int) -> None:
 
 
 def check_loss(loss: float, number: int, state: TrainingState, data: str) -> float:
-    """Return the loss that is to be reported; stop where it is NaN or infinite."""
+    """Return the loss to report; stop if it is NaN or infinite."""
     if not math.isfinite(loss):
         message = f"the loss over all of {data} is {loss} after {state.unit} {number}, {_last_loss(state)}"
         raise TrainingDiverged(f"{message}. The model keeps what the {state.unit} left", *state.now)
@@ -79,7 +79,7 @@ def check_loss(loss: float, number: int, state: TrainingState, data: str) -> flo
 
 
 def _last_loss(state: TrainingState) -> str:
-    """Say which finite loss was the last one reported."""
+    """Describe the last finite loss that was reported."""
     history = state.history
     if not history.losses:
         return "and no loss was reported before"
@@ -87,13 +87,13 @@ def _last_loss(state: TrainingState) -> str:
 
 
 def progress_bar(done: int, rounds: int, tokens: int | None, unit: str = "epoch") -> Any:
-    """Return tqdm's bar over epochs, steps or their tokens: in a notebook there, else on stderr, on a terminal."""
+    """Return tqdm's bar over epochs, steps or their tokens: in a notebook, or on stderr if it is a terminal."""
     ipython = sys.modules.get("IPython")
     shell = ipython.get_ipython() if ipython else None
     in_notebook = shell is not None and "IPKernelApp" in shell.config
-    with warnings.catch_warnings():  # in a notebook without ipywidgets it is a line of text, and says so
+    with warnings.catch_warnings():  # without ipywidgets, a notebook shows a line of text that says so
         warnings.simplefilter("ignore")
         bar = needed("tqdm.auto" if in_notebook else "tqdm", "progress=True").tqdm
     size, unit = (tokens, "token") if tokens else (1, unit)
-    hidden = False if in_notebook else None  # None: where stderr is no terminal
+    hidden = False if in_notebook else None  # None hides it if stderr is not a terminal
     return bar(initial=done * size, total=rounds * size, disable=hidden, unit=unit, unit_scale=bool(tokens))

@@ -149,7 +149,7 @@ def test_attach_refuses_paths_that_are_no_linear_layer():
     of_two = StackedLoRA(np.ones((4, 3)), np.ones((5, 4)), 1, experts=2)
     for path, given in (*((path, adapter) for path in ("fc3", "act", "", "fc1.weight")), ("fc1.weight", of_two)):
         with pytest.raises(
-            ValueError, match=re.escape(f"adapters names ['{path}'], which are no layers without an adapter")
+            ValueError, match=re.escape(f"adapters names ['{path}'], which are not layers without an adapter")
         ):
             attach(mlp(), {path: given})
     with pytest.raises(ValueError, match="adapter is 3 -> 5 wide, expected in -> out with in = 5 as in base"):
@@ -248,13 +248,13 @@ def test_attach_takes_a_dict_of_adapters_that_fit():
         attach(mlp(), [LoRA(np.ones((2, 3)), np.ones((5, 2)), 1)])
     model = Sequential(conv=Conv2d(RNG.standard_normal((4, 2, 2, 3))))
     adapter = next(iter(adapters(adapt(linear(12, 4), [""], rank=2, alpha=1, rng=RNG)).values()))
-    with pytest.raises(ValueError, match=r"adapters\['conv'\]: adapter is of kind 'linear', expected 'conv2d' beside "):
+    with pytest.raises(ValueError, match=r"adapters\['conv'\]: adapter is of kind 'linear', expected 'conv2d' for "):
         attach(model, {"conv": adapter})
 
 
 def test_an_adapter_of_a_layer_is_none_of_an_array():
     weights = StackedLinear(RNG.standard_normal((2, 4, 12)))
-    with pytest.raises(ValueError, match=r"adapters\[''\]: adapter is of kind 'linear', expected 'parameter' beside "):
+    with pytest.raises(ValueError, match=r"adapters\[''\]: adapter is of kind 'linear', expected 'parameter' for "):
         attach(weights, {"": Adapter(np.ones((2, 12)), np.ones((4, 2)), 1)})
 
 

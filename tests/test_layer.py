@@ -325,7 +325,7 @@ def test_parts_that_do_not_fit_are_refused_by_name(make, message):
 
 
 def test_the_layer_that_the_page_writes_is_right():
-    code = layer_page.__doc__.partition("x_nj g_j:\n")[2].partition("\nWHAT FITS")[0]
+    code = layer_page.__doc__.partition("x_nj g_j:\n")[2].partition("\nANNOTATIONS")[0]
     names = {**vars(layer_page), "dataclass": dataclass, "Annotated": Annotated, "__name__": __name__}
     exec(dedent(code), names)
     claim = layer_claim(

@@ -309,9 +309,9 @@ MISTAKES = [
      "ValueError: target_modules=['fc1'] names no layer, and the model is one layer, without a name: "
      "LoRALinear.from_linear(layer, rank=..., alpha=..., rng=...) puts an adapter beside it"),
     (lambda rng: adapt(model(), ["fc"], rank=1, alpha=1, rng=rng),
-     "ValueError: every layer of the model has an adapter already: merge(model) folds them in"),
+     "ValueError: every layer of the model already has an adapter: merge(model) first"),
     (lambda rng: adapt(model(), "all-linear", rank=1, alpha=1, rng=rng),
-     "ValueError: every layer of the model has an adapter already: merge(model) folds them in"),
+     "ValueError: every layer of the model already has an adapter: merge(model) first"),
     (lambda rng: Half()(X), "TypeError: forward of Half returned ndarray, expected a tuple (y, cache)"),
     (lambda rng: train(Half(), X, Y, rng=rng),
      "TypeError: forward of Half returned ndarray, expected a tuple (y, cache)"),

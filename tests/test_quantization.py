@@ -94,8 +94,8 @@ def tied():
     ("model", "arguments", "message"),
     [
         (lambda: adapt(model_of(), ["last"], rank=1, alpha=1, rng=np.random.default_rng(0)), {},
-         "model has an adapter beside 'last': quantise it before adapt, or after merge$"),
-        (lambda: quantize(model_of(), ["last"]), {}, "the layer 'last' is quantised already, a QuantizedLinear$"),
+         "model has an adapter of 'last': quantise it before adapt, or after merge$"),
+        (lambda: quantize(model_of(), ["last"]), {}, "the layer 'last' is already quantised, a QuantizedLinear$"),
         (model_of, {"target_modules": ["q_proj"]}, r"target_modules=\['q_proj'\] names no layer"),
         (model_of, {"block_size": 48}, "the layer 'first': block_size must be a power of two, got 48$"),
         (model_of, {"block_size": 16}, "the layer 'first': block_size must be at least 32, got 16$"),
@@ -160,7 +160,7 @@ def test_quantising_no_change_again_loses_infinitely_much_of_it():
 
 
 def test_a_merge_without_quantised_layers_quantises_nothing():
-    with pytest.raises(ValueError, match=r"^requantize=True, and no adapter stands beside a quantised layer$"):
+    with pytest.raises(ValueError, match=r"^requantize=True, and no adapted layer is quantised$"):
         merge(moved(model_of(), 0.1), requantize=True)
 
 

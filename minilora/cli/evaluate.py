@@ -1,4 +1,4 @@
-"""``minilora evaluate``: the loss of a language model on a text or on examples, with an adapter and without."""
+"""``minilora evaluate``: measure the loss of a language model on a text or on examples, with and without an adapter."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from .console import (
 )
 
 LARGEST_LOSS = 700.0
-"""A loss whose exponential is a float: above it a perplexity is infinite."""
+"""The largest loss with a finite perplexity, exp(loss)."""
 
 
 def add(commands: Any) -> None:
     """Add the command to the parser."""
     parser = commands.add_parser(
         "evaluate",
-        help="measure the loss of a language model, with an adapter and without",
+        help="measure the loss of a language model, with and without an adapter",
         description=(
             "Print the loss in nats a token, and the perplexity, on all of a text or of a .jsonl file of examples, as "
             "finetune takes them; with --adapter of the model alone and of the model with the adapter."

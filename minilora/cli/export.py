@@ -1,4 +1,4 @@
-"""``minilora export``: an adapter in PEFT's layout as a file of llama.cpp's."""
+"""``minilora export``: convert an adapter in PEFT's layout to llama.cpp's format."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ def add(commands: Any) -> None:
     parser.add_argument("adapter", type=path, metavar="ADAPTER", help="a folder in PEFT's layout")
     add_model(parser, "the decoder: a Hugging Face folder or a .gguf file", required=True)
     parser.add_argument("-o", "--output", type=path, metavar="FILE.gguf", required=True, help="the file to write")
-    parser.add_argument("--overwrite", action="store_true", help="replace the file, where it is there already")
+    parser.add_argument("--overwrite", action="store_true", help="replace the file if it exists")
     parser.set_defaults(command=run)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Write the file, and say how many modules it adapts."""
+    """Write the file, and report how many modules it adapts."""
     from ..files.disk import check_new_file
     from ..language.files.ggufexport import export_adapter
 

@@ -1,6 +1,6 @@
-"""Pictures of what was learned, with matplotlib, which the extra ``plot`` installs.
+"""Figures of a training and of an adapter, drawn with matplotlib from the extra ``plot``.
 
-A notebook shows a figure where it is a cell's last line; ``figure.savefig(path)`` saves it.
+A notebook shows a figure that is a cell's last line; ``figure.savefig(path)`` saves it.
 """
 
 from __future__ import annotations
@@ -25,29 +25,29 @@ if TYPE_CHECKING:
     from ..files.inspection import LayerSummary
 
 FIGURE_FORMATS = ("png", "svg", "pdf", "jpg", "webp")
-"""Of figures: matplotlib writes others too, of which some need a program besides, and some are read by none."""
+"""File formats of figures; some other formats of matplotlib need further programs, or are read by none."""
 BASE_COLOR, LORA_COLOR, INK = "#4269d0", "#e8743b", "#888888"  # legible on white and on black
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """Return an empty figure that belongs to no window, or say which package is missing."""
+    """Return an empty figure without a window, or report which package is missing."""
     new = needed("matplotlib.figure", "a figure").Figure
     figure: Figure = new(figsize=(width, height), layout="constrained", dpi=120)
-    # IPython asks a cell's last line for this, and a Figure without a window has none.
+    # IPython calls this for a cell's last line, and a Figure without a window lacks it.
     vars(figure)["_repr_png_"] = partial(_png, figure)
     return figure
 
 
 def _png(figure: Figure) -> bytes:
-    """Return a figure as a file's bytes."""
+    """Return the bytes of a figure's file."""
     file = io.BytesIO()
     figure.savefig(file, format="png")
     return file.getvalue()
 
 
 def check_figure_path(path: str | Path) -> None:
-    """Require a file that a figure can be saved to: better before the work than after it."""
-    new_figure(1, 1)  # matplotlib is there
+    """Require a valid file for a figure, before the work rather than after it."""
+    new_figure(1, 1)  # requires matplotlib
     suffix = Path(path).suffix.removeprefix(".").lower()
     if suffix not in FIGURE_FORMATS:
         raise ValueError(f"plot file {str(path)!r} ends in {suffix!r}, expected one of {', '.join(FIGURE_FORMATS)}")
@@ -55,7 +55,7 @@ def check_figure_path(path: str | Path) -> None:
 
 
 def plot_article(result: ArticleResult) -> Figure:
-    """Draw a run of the article: its loss curves, the delta it learned, and the singular values of that."""
+    """Draw a run of the article: its loss curves, the learned delta, and its singular values."""
     figure = new_figure(13, 4)
     losses, picture, spectrum = figure.subplots(1, 3, width_ratios=[1.35, 1, 1])
     draw_losses(losses, result)
@@ -70,7 +70,7 @@ def plot_article(result: ArticleResult) -> Figure:
 
 
 def draw_losses(axes: Any, result: ArticleResult) -> None:
-    """Draw both loss curves on a log scale, the article's points on them."""
+    """Draw both loss curves on a log scale, with the article's points."""
     for name, history, article, colour in (
         ("base, full rank", result.base_history, ARTICLE_BASE_LOSSES, BASE_COLOR),
         (f"LoRA, rank {result.adapter.rank}", result.lora_history, ARTICLE_LORA_LOSSES, LORA_COLOR),
@@ -84,13 +84,13 @@ def draw_losses(axes: Any, result: ArticleResult) -> None:
 
 
 def draw_spectrum(axes: Any, result: ArticleResult, count: int = 10) -> None:
-    """Draw the leading singular values of the learned change beside those of the true one."""
+    """Draw the leading singular values of the learned change next to those of the true one."""
     factors = result.adapter.trainable()
-    # In float64, so that what stands beyond the rank is seen to be nothing.
+    # In float64, so that everything beyond the rank is visibly zero.
     A, B = (backend_of(factor).to_numpy(factor).astype(np.float64) for factor in factors.values())
     learned = np.linalg.svd(result.adapter.scaling * B @ A, compute_uv=False)[:count]
     number = np.arange(1, len(learned) + 1)
-    # The true change, all ones, has one singular value that is not zero: sqrt(in * out).
+    # The true change, all ones, has a single nonzero singular value: sqrt(in * out).
     true = float(np.sqrt(result.delta.size))
     rounding = true * np.finfo(np.float64).eps
     axes.bar(number, np.maximum(learned, rounding / 10), color=LORA_COLOR, label="learned")
@@ -104,7 +104,7 @@ def draw_spectrum(axes: Any, result: ArticleResult, count: int = 10) -> None:
 
 
 def plot_learning(rows: Sequence[tuple[int, float, float]], each_step: Sequence[tuple[int, float]] = ()) -> Figure:
-    """Draw the losses of rows: step, training loss since the last row, held-out loss; and each batch's own, pale."""
+    """Draw the training and held-out losses of the rows, and in pale each batch's loss."""
     figure = new_figure(6.5, 4)
     axes: Any = figure.subplots()
     means = [
@@ -126,14 +126,14 @@ def plot_learning(rows: Sequence[tuple[int, float, float]], each_step: Sequence[
 
 
 def plot_adapter(summaries: list[LayerSummary]) -> Figure:
-    """Draw how large each layer's change is, and its singular values, from the summaries of `inspect_adapter`."""
+    """Draw the norm of each layer's change and its singular values, from the summaries of `inspect_adapter`."""
     count, width = len(summaries), max(len(s.shares) for s in summaries)
     figure = new_figure(12, min(30.0, max(3.0, 1.5 + 0.25 * count)))
     norms, picture = figure.subplots(1, 2, sharey=True)
     rows = np.arange(count)
 
     norms.barh(rows, [s.norm for s in summaries], color=LORA_COLOR)
-    every = max(1, count // 100)  # more names than that cannot be read
+    every = max(1, count // 100)  # more names would be illegible
     norms.set_yticks(rows[::every], [s.path for s in summaries[::every]])
     norms.set(title="Frobenius norm of the change of weight", xlabel="norm")
     norms.grid(axis="x", alpha=0.3)
@@ -141,7 +141,7 @@ def plot_adapter(summaries: list[LayerSummary]) -> Figure:
     shares = np.full((count, width), np.nan)
     for row, summary in enumerate(summaries):
         shares[row, : len(summary.shares)] = 100 * summary.shares
-    # One column and one row for each value, the first centred on 1; aspect auto, or many layers make a thin strip.
+    # One row per layer and one column per value, the first centred on 1; aspect auto, or many layers make a thin strip.
     image = picture.imshow(
         shares, cmap="viridis", vmin=0, vmax=100, aspect="auto", extent=(0.5, width + 0.5, count - 0.5, -0.5)
     )

@@ -1,4 +1,4 @@
-"""``minilora finetune``: an adapter of a language model, trained on a text or on examples."""
+"""``minilora finetune``: train an adapter of a language model on a text or on examples."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from .console import (
 )
 
 SHARED_OPTIONS = {"model": add_model, "quantize": add_quantize, "backend": add_backend}
-"""Options that other commands have too."""
+"""Options shared with other commands."""
 
 
 def add(commands: Any) -> None:
@@ -84,7 +84,7 @@ def run(options: argparse.Namespace) -> int:
         say_interrupted()
         say_kept(recipe, options.typed)
         return 130
-    except OSError as error:  # as of a full disk
+    except OSError as error:  # for example, of a full disk
         say(str(error))
         say_kept(recipe, options.typed)
         return 2
@@ -96,13 +96,13 @@ def run(options: argparse.Namespace) -> int:
 
 
 def say_kept(recipe: Recipe, typed: list[str]) -> None:
-    """Tell what is kept of a training that ended early, and the command that goes on."""
+    """Report what is kept of a training that ended early, and the command to resume it."""
     from ..language.finetune import kept_training
     from ..language.source import ModelSource
 
     kept = kept_training(recipe, ModelSource(recipe.model), chosen_backend(recipe.backend))
     if kept is None:
-        say(f"nothing is kept in {recipe.kept_in} yet")
+        say(f"nothing is saved in {recipe.kept_in} yet")
     else:
         steps = None if recipe.epochs else recipe.resolved(kept.notes["numbers"]).steps
         say_goes_on(f"{kept.place(steps)} is kept in {recipe.kept_in}", typed)

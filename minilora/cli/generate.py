@@ -1,4 +1,4 @@
-"""``minilora generate``: text from a language model, with an adapter or without."""
+"""``minilora generate``: generate text with a language model, with or without an adapter."""
 
 from __future__ import annotations
 
@@ -70,16 +70,16 @@ def add(commands: Any) -> None:
         type=float,
         default=0.7,
         metavar="T",
-        help="0 takes the likeliest token; 1 draws by the model's probabilities",
+        help="0 takes the most likely token; 1 samples from the model's probabilities",
     )
     option(
         "--top-p",
         type=float,
         default=1.0,
         metavar="P",
-        help="draw from the fewest likeliest tokens whose probabilities sum to P",
+        help="sample from the fewest most likely tokens whose probabilities sum to P",
     )
-    option("--seed", type=int, default=0, metavar="N", help="seed of the draws")
+    option("--seed", type=int, default=0, metavar="N", help="seed of the sampling")
     add_quantize(parser)
     add_backend(parser)
     parser.set_defaults(command=run)
@@ -100,15 +100,15 @@ def run(options: argparse.Namespace) -> int:
     rng = np.random.default_rng(check_integer("seed", options.seed, at_least=0))
     check_sampling(options.tokens, options.temperature, options.top_p)
     if options.prompt is None and not options.chat:
-        raise ValueError("there is no prompt: give one, or take --chat, which answers each line of the input")
+        raise ValueError("there is no prompt: give one, or use --chat, which answers each line of the input")
     if options.system is not None and not options.chat and options.output is None:
-        raise ValueError("--system is a message of a chat: it goes with --chat")
+        raise ValueError("--system is a message of a chat: use it with --chat")
     if options.output is not None:
         if options.chat:
-            raise ValueError("-o reads prompts and chats from a file, and --chat what is typed: leave one of them out")
+            raise ValueError("-o reads prompts and chats from a file, and --chat from the keyboard: use one of them")
         check_output(options.output, files("the file of prompts", Path(options.prompt or "")), "-o")
         if options.output.exists():
-            raise ValueError(f"-o {str(options.output)!r} is there already, expected a new file")
+            raise ValueError(f"-o {str(options.output)!r} already exists, expected a new file")
     backend, source = chosen_backend(options.backend), ModelSource(options.model)
     adapter = AdapterSource.open(options.adapter, "float32", backend) if options.adapter else None
     tokenizer, system = source.tokenizer, given_or_kept(options.system, adapter)
@@ -116,8 +116,8 @@ def run(options: argparse.Namespace) -> int:
     dialogue = Dialogue(source.template, tokenizer, with_system([], system)) if options.chat else None
     asks_chats = options.chat or any("messages" in record for record, _ in records or [])
     if system and options.system is None and asks_chats:
-        say(f"the adapter's system message stands first (--system gives another): {printable(system, 80)}")
-    # A prompt that cannot be read is refused before the model is; one that is typed later, when it is.
+        say(f"the adapter's system message comes first (--system replaces it): {printable(system, 80)}")
+    # An unreadable prompt is refused before the model is loaded; a typed one, when it is typed.
     given = options.prompt is not None and records is None
     first = _prompt(options.prompt, dialogue, tokenizer) if given else None
     with loading(source.name):
@@ -126,7 +126,7 @@ def run(options: argparse.Namespace) -> int:
             model = adapter.attached(model, backend, options.quantize)
 
     def texts(prompt: Prompt) -> Iterator[str]:
-        """Yield what the model adds to a prompt, piece by piece."""
+        """Yield the continuation of a prompt, piece by piece."""
         warn_beyond_context(model, len(prompt.ids) + options.tokens, "prompt and text may have")
         ids = generate(
             model, prompt.ids, options.tokens, temperature=options.temperature, top_p=options.top_p, rng=rng,
@@ -156,7 +156,7 @@ def run(options: argparse.Namespace) -> int:
 def write_answers(
     records: list[tuple[dict[str, Any], Prompt]], texts: Callable[[Prompt], Iterator[str]], file: Path
 ) -> int:
-    """Write each record with what the model says into a file, on Ctrl-C those so far; return the exit code."""
+    """Write each record with the model's answer to a file, after Ctrl-C those so far; return the exit code."""
     from tqdm import tqdm
 
     from ..files.disk import written_whole
@@ -181,12 +181,12 @@ def _prompt(text: str, dialogue: Dialogue | None, tokenizer: Tokenizer) -> Promp
     """Return a text to continue, or a message to answer."""
     from ..language.chat import read_prompt
 
-    text.encode()  # an error where the system could not decode it
+    text.encode()  # an error if the system could not decode it
     return read_prompt(text, tokenizer) if dialogue is None else dialogue.ask(text)
 
 
 def _lines() -> Iterator[str]:
-    """Yield the lines that are typed, or stand in stdin, but for blank ones."""
+    """Yield the typed lines, or those of stdin, without blank ones."""
     while True:
         try:
             line = input("> " if sys.stdin.isatty() else "").strip()
@@ -197,5 +197,5 @@ def _lines() -> Iterator[str]:
 
 
 def _shown(text: str) -> str:
-    """Return a text whose control characters, but for line breaks, cannot steer the terminal."""
+    """Return a text without active control characters except line breaks."""
     return "\n".join(printable(line, len(line)) for line in text.split("\n"))

@@ -1,4 +1,4 @@
-"""``minilora inspect``: what is in an adapter in PEFT's layout."""
+"""``minilora inspect``: show the contents of an adapter in PEFT's layout."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ if TYPE_CHECKING:
     from ..files.inspection import LayerSummary
 
 SHARES_SHOWN = 8
-"""Singular values whose share a line of the table shows."""
+"""The number of singular values whose share a line of the table shows."""
 
 
 def add(commands: Any) -> None:
     """Add the command to the parser."""
     parser = commands.add_parser(
         "inspect",
-        help="show what is in an adapter in PEFT's layout",
+        help="show the contents of an adapter in PEFT's layout",
         description=(
             "Print for each layer its shapes, rank, alpha, scaling and number of parameters, the Frobenius norm of its "
             "change of weight, and the share of the squared norm in each singular value."
@@ -27,13 +27,13 @@ def add(commands: Any) -> None:
     )
     parser.add_argument("adapter", type=path, metavar="ADAPTER_DIR", help="a folder in PEFT's layout")
     add_all(parser)
-    parser.add_argument("--plot", metavar="FILE", type=path, help="draw norms and shares (.png, .svg, .pdf)")
-    parser.add_argument("--overwrite", action="store_true", help="replace the file of --plot, where it is there")
+    parser.add_argument("--plot", metavar="FILE", type=path, help="plot norms and shares (.png, .svg, .pdf)")
+    parser.add_argument("--overwrite", action="store_true", help="replace the file of --plot if it exists")
     parser.set_defaults(command=run)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print the table, and draw it where that was asked for."""
+    """Print the table, and draw it if requested."""
     from ..files.adapters import system_message
     from ..files.disk import check_new_file
     from ..files.inspection import inspect_adapter
@@ -52,7 +52,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def table(summaries: list[LayerSummary], every: bool = True) -> str:
-    """Return the summaries as a table; unless `every`, those of one kind and size as one row."""
+    """Return the summaries as a table; unless `every`, those of the same kind and size share a row."""
     from ..texts import align
 
     kinds: dict[Any, list[LayerSummary]] = {}

@@ -1,4 +1,4 @@
-"""``minilora merge``: an adapter in PEFT's layout folded into a model's weights."""
+"""``minilora merge``: merge an adapter in PEFT's layout into a model's weights."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ def add(commands: Any) -> None:
     """Add the command to the parser."""
     parser = commands.add_parser(
         "merge",
-        help="fold an adapter in PEFT's layout into a model's weights",
+        help="merge an adapter in PEFT's layout into a model's weights",
         description=(
-            "Write a model that has the adapter folded into its weights: W + scaling B A. From a model's folder it "
+            "Write a model with the adapter merged into its weights: W + scaling B A. From a model's folder it "
             "writes a folder that loads as the base does, with its configuration and tokenizer; from a file of "
             "weights, a file. Types and all other tensors stay as they are. It needs the memory of a few rows, not of "
             "the model. From a .gguf file it writes a folder in float32 with its tokenizer, in the model's memory."
@@ -37,7 +37,7 @@ def add(commands: Any) -> None:
         type=path,
         metavar="OUT",
         required=True,
-        help="a new folder to write, where BASE is a folder or has shards; otherwise the file",
+        help="the output: a new folder if BASE is a folder or has shards, otherwise a file",
     )
     option(
         "--layout",
@@ -48,13 +48,13 @@ def add(commands: Any) -> None:
         "may be given several times",
     )
     add_all(parser)
-    option("--overwrite", action="store_true", help="replace the file OUT, where it is there already")
+    option("--overwrite", action="store_true", help="replace the file OUT if it exists")
     option("--dry-run", action="store_true", help="check everything, print what would change, write nothing")
     parser.set_defaults(command=run)
 
 
 def _layout(text: str) -> tuple[str, str]:
-    """Read NAME=LAYOUT."""
+    """Parse NAME=LAYOUT."""
     name, sign, layout = text.rpartition("=")
     if not name or not sign or layout not in ("out-in", "in-out"):
         raise argparse.ArgumentTypeError(f"expected NAME=out-in or NAME=in-out, got {text!r}")
@@ -91,11 +91,11 @@ def run(options: argparse.Namespace) -> int:
 
 
 def run_gguf(options: argparse.Namespace) -> int:
-    """Write a .gguf model with the adapter as a folder."""
+    """Merge the adapter into a .gguf model, and write the result as a folder."""
     from ..language.files.save import merge_gguf
 
     if options.layout or options.dry_run:
-        raise ValueError("--layout and --dry-run are for weights in safetensors, and the model is a .gguf file")
+        raise ValueError("--layout and --dry-run apply to safetensors, and the model is a .gguf file")
     changes = merge_gguf(options.base, options.adapter, options.output)
     print(f"{len(changes)} layers merged into {printable(str(options.output))}, in float32 and with the tokenizer")
     return 0

@@ -1,4 +1,4 @@
-"""``minilora trace``: one training step of a layer, equation by equation, with each gradient's measured slope."""
+"""``minilora trace``: print one training step of a layer, equation by equation, with each gradient's measured slope."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 PAGE_WIDTH = 100
 VALUES = 60
-"""The column at which values begin."""
+"""The column where values begin."""
 ROUNDING = 1e-12
-"""A difference below it is rounding, which differs from machine to machine."""
+"""Differences below this are rounding, which depends on the machine."""
 
 
 def add(commands: Any) -> None:
@@ -59,7 +59,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def chosen(options: argparse.Namespace) -> tuple[str, tuple[Layer, Array, Array]]:
-    """Return a layer of `check` by its name, with an input and a target; DoRA is short for 'Linear, DoRA'."""
+    """Return a layer of `check` by name, with an input and a target; DoRA is short for 'Linear, DoRA'."""
     from difflib import get_close_matches
 
     from ..layer import walk
@@ -72,7 +72,7 @@ def chosen(options: argparse.Namespace) -> tuple[str, tuple[Layer, Array, Array]
     if name is None:
         close = [known[key] for key in get_close_matches(asked.lower(), known, 2, 0.5)]
         hint = f"did you mean {' or '.join(map(repr, close))}?" if close else "minilora check prints their names"
-        raise ValueError(f"--layer {asked!r} is no layer of minilora check; {hint}")
+        raise ValueError(f"--layer {asked!r} is not a layer of minilora check; {hint}")
     given = {key: value for key in ("rank", "seed") if (value := getattr(options, key)) is not None}
     problem = drawn_layer(rows[name], **given)
     if "rank" in given and all(getattr(part, "rank", None) != options.rank for _, part in walk(problem[0])):
@@ -130,7 +130,7 @@ def numbered(lines: list[TracedLine], seen: set[Any], array: str = "") -> Iterat
 def beside(slope: Slope, column: int) -> Iterator[str]:
     """Yield the first entries of a gradient, and below each the measured slope and the difference."""
     size, room = slope.gradient.size, PAGE_WIDTH - column - 14
-    count = size if 11 * size <= room else (room - 24) // 11  # what is said of all needs some
+    count = size if 11 * size <= room else (room - 24) // 11  # a statement about all needs at least one
     below = [difference(abs(v)) for v in slope.difference.ravel()]
     rows = [("backward", slope.gradient), ("measured", slope.measured)]
     for name, (how, array) in zip((label(slope), ""), rows, strict=True):
@@ -146,12 +146,12 @@ def label(slope: Slope) -> str:
 
 
 def difference(value: float) -> str:
-    """Return a difference, where it is more than rounding."""
+    """Format a difference, which is only rounding if it is small."""
     return f"< {ROUNDING:.0e}" if value < ROUNDING else f"{value:.1e}"
 
 
 def shaped(array: np.ndarray | None, room: int) -> str:
-    """Return an array's shape and as many of its first entries as there is room for, its rows apart by semicolons."""
+    """Return an array's shape and as many of its first entries as fit, with rows separated by semicolons."""
     if array is None:
         return "None"
     shown = f"{array.shape}  " if array.shape else ""
@@ -165,7 +165,7 @@ def shaped(array: np.ndarray | None, room: int) -> str:
 
 
 def cleaned(array: np.ndarray) -> np.ndarray:
-    """Return numbers without what rounding leaves of zero."""
+    """Return numbers with those that rounding separates from zero set to zero."""
     import numpy as np
 
     return np.where(np.abs(array) <= ROUNDING * min(1.0, np.abs(array).max(initial=0)), 0.0, array)

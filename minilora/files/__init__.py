@@ -1,11 +1,11 @@
-"""Adapters and trainings as files: what is in them, how they are read, and what is refused.
+"""Files of adapters, models and trainings.
 
-For callers: `adapters` loads and saves an adapter in PEFT's layout, `merge` folds one into a model, `inspection`
-shows what is in one, `checkpoint` keeps a training.
+The public modules are `adapters`, which loads and saves an adapter in PEFT's layout, `merge`, which merges one into a
+model's files, `inspection`, which summarises one, and `checkpoint`, which saves the state of a training.
 
-Under them, `peft` is an adapter's folder, `patterns` and `expert_adapters` say whose factors are whose, and `placement`
-where an adapter lands in a model's files: `tensors`, `experts`, and `modelfolder` for what lies around them. `disk`
-reads and writes.
+Below them, `peft` reads an adapter's folder, `patterns` and `expert_adapters` match factors with modules, and
+`placement` finds the tensors of a model that an adapter changes. A model's files are read by `tensors`, `experts` and
+`modelfolder`; `disk` reads and writes.
 """
 
 from .. import lazily

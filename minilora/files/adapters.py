@@ -1,6 +1,6 @@
-"""Adapters as files, in PEFT's layout, without torch.
+"""Loading and saving adapters in PEFT's layout, without torch.
 
-An adapter is a folder of two files. ``adapter_config.json`` says how to scale it, ``adapter_model.safetensors`` holds
+An adapter is a folder of two files. ``adapter_config.json`` defines its scaling, and ``adapter_model.safetensors`` has
 its factors, two tensors for each adapted module, under the module's path in the model. For a linear layer:
 
 =============================================  =============  ======================
@@ -14,20 +14,20 @@ in the file                                    shape          here
 
 For embeddings, convolutions and DoRA, `minilora.files.peft` has the names and shapes.
 
-Alpha, rank and ``use_rslora`` are those of the file, so that every scaling comes back as it was. PEFT's configuration
-has one ``use_rslora``, and one flag such as ``use_dora``, for all modules:
+Alpha, rank and ``use_rslora`` are the file's, so every scaling is restored. PEFT's configuration has a single
+``use_rslora``, and a single flag such as ``use_dora``, for all modules:
 
-- Where only some of the adapters are rank-stabilised, the file says ``use_rslora: false``. ``alpha_pattern`` then has
-  alpha sqrt(r) for those, which gives the same scaling up to rounding; which they were is forgotten.
-- DoRA beside adapters without magnitudes is refused.
+- If only some adapters are rank-stabilised, the file has ``use_rslora: false``. ``alpha_pattern`` then has alpha
+  sqrt(r) for these, which gives the same scaling up to rounding, but does not record which ones they were.
+- A mixture of DoRA and adapters without magnitudes is refused.
 
-An adapter that started by PiSSA is written as the difference to its start, of rank 2r over the original base
-(`minilora.variants.pissa`). The backward of DoRA (``dora_norm="full"``) is noted in the tensors' metadata: PEFT passes
-over the note and trains with the norm as a constant; the outputs are the same. There a language model's adapter also
-has the system message that it was trained with.
+An adapter that was initialised with PiSSA is written as the difference from its start, of rank 2r, for the original
+base (`minilora.variants.pissa`). DoRA's backward (``dora_norm="full"``) is recorded in the tensors' metadata: PEFT
+ignores the entry and trains with a constant norm; the outputs are the same. The metadata also have the system message
+that a language model's adapter was trained with.
 
-What is read is either understood whole or refused with a `FileRefused` that names the file and the reason:
-half an adapter would compute something, and nobody would notice.
+A file is either understood completely or refused with a `FileRefused` that names the file and the reason: half an
+adapter would compute something wrong without anybody noticing.
 """
 
 from __future__ import annotations
@@ -87,9 +87,9 @@ __all__ = ["load_adapter", "save_adapter"]
 
 SAVED_DTYPES = ("float16", "float32", "float64")
 FILE_DTYPES = {dtype.name: dtype for dtype in FLOATS.values()}
-"""The types of arrays that are saved, and those that a file can have."""
+"""The dtypes of arrays that can be saved, and those that a file can have."""
 SAVED = (LoRA, Adapter, DoRAAdapter, StackedLoRA, LoRALinear, DoRA, AdaptedRows, StackedLoRALinear)
-"""The classes of adapters and adapted layers that PEFT's layout can hold; a subclass may compute something else."""
+"""The adapters and adapted layers that PEFT's layout can represent; a subclass may compute something else."""
 
 
 def load_adapter(path: str | Path, *, dtype: Any = None, backend: Backend | None = None) -> dict[str, Adapter]:
@@ -100,27 +100,27 @@ def load_adapter(path: str | Path, *, dtype: Any = None, backend: Backend | None
     path : path
         The folder.
     dtype : float dtype, optional
-        Of the adapters; by default that of the file, and float32 for bfloat16, which NumPy does not have.
+        The adapters' dtype; by default the file's, or float32 for bfloat16, which NumPy does not have.
     backend : Backend, optional
-        Where the arrays are to live; NumPy by default.
+        The backend of the arrays; NumPy by default.
 
     Returns
     -------
     dict of str to Adapter
-        The adapters by module path, such as ``"enc.q_proj"``. ``attach(model, adapters)`` puts them on a model,
-        ``attach(layer, {"": adapter})`` one on a single layer. Each knows its kind of layer, its kernel and its
-        magnitude. The adapter of a mixture's array is a `StackedLoRA`, by the array's path.
+        The adapters by module path, such as ``"enc.q_proj"``. ``attach(model, adapters)`` adds them to a model,
+        ``attach(layer, {"": adapter})`` adds one to a single layer. Each knows its kind of layer, its kernel and its
+        magnitude. The adapter of a mixture's array is a `StackedLoRA`, under the array's path.
 
     Raises
     ------
     FileRefused
-        If a file is missing, damaged or inconsistent, or asks for what is not supported.
+        If a file is missing, damaged or inconsistent, or requires something unsupported.
 
     Warns
     -----
     UserWarning
-        If the file also holds a base's own weight, as PEFT saves it beside an adapted ``embed_tokens`` or ``lm_head``.
-        It is not loaded.
+        If the file also has a base weight, which PEFT saves with an adapted ``embed_tokens`` or ``lm_head``. It is not
+        loaded.
     """
     if dtype is not None:
         check_float_dtype("dtype", dtype)
@@ -130,7 +130,7 @@ def load_adapter(path: str | Path, *, dtype: Any = None, backend: Backend | None
 
 
 def read_adapters(folder: AdapterFolder, *, dtype: Any = None, backend: Backend | None = None) -> dict[str, Adapter]:
-    """Return the adapters in a folder that is open, as `load_adapter` does."""
+    """Read the adapters in an open folder, like `load_adapter`."""
     backend = backend_or_numpy(backend)
     by_path: dict[str, Any] = {}
     for path, module in folder.modules.items():
@@ -152,17 +152,17 @@ def read_adapters(folder: AdapterFolder, *, dtype: Any = None, backend: Backend 
 
 
 def system_message(path: str | Path) -> str | None:
-    """Return the system message that `save_adapter` kept with an adapter; None where there is none."""
+    """Return the system message that `save_adapter` stored with an adapter; None if there is none."""
     return kept_system_message(AdapterFolder.open(check_path("path", path)))
 
 
 def kept_system_message(folder: AdapterFolder) -> str | None:
-    """Return the system message in a folder that is open, as `system_message` does."""
+    """Return the system message in an open folder, like `system_message`."""
     return folder.file.metadata.get(SYSTEM_KEY)
 
 
 def check_base_weights(folder: AdapterFolder, weight: Callable[[str], Any]) -> None:
-    """Require that a base's weight in an adapter's folder is the model's, which `weight` returns by path."""
+    """Require that base weights in an adapter's folder equal the model's, which `weight` returns by path."""
     for module in sorted(folder.with_base):
         key, base = f"{PREFIX}{module}.{BASE}", weight(module)
         if base is None:
@@ -194,44 +194,43 @@ def save_adapter(
     Parameters
     ----------
     path : path
-        The folder; it is made where there is none.
+        The folder; it is created if it does not exist.
     layers : mapping of str to LoRA, or to an adapted layer
         The adapters by the path of the module that each belongs to, as `minilora.adapters` returns them. A plain `LoRA`
-        is taken for one of a linear layer.
+        counts as one of a linear layer.
     fan_in_fan_out : bool
         Whether the base stores its weights (in, out). The adapters' factors are the same either way.
     base_model : str, optional
-        The base's name or path, for readers that look for it.
+        The base's name or path, for programs that read it.
     task_type : str, optional
-        What the model is for, such as "CAUSAL_LM": PEFT's ``AutoPeftModelForCausalLM`` loads no adapter without it.
+        The model's task, such as "CAUSAL_LM": PEFT's ``AutoPeftModelForCausalLM`` loads no adapter without it.
     target_modules : sequence of str, optional
-        Ends of the paths, such as "q_proj", that name these modules of the base and no other
-        (`minilora.adaptation.ends_of`). Without them the file has the whole paths.
+        Suffixes of paths, such as "q_proj", that match exactly these modules of the base
+        (`minilora.adaptation.ends_of`). By default the file has the full paths.
     target_parameters : sequence of str
-        Whole paths of weights of linear layers, such as "model.layers.0.mlp.gate_proj.weight", that PEFT is to find by
-        these and not by the layers' names: in a Qwen3-MoE it takes such a name for the experts'
-        (`minilora.language.found_by_weight`). It reads neither dropout nor DoRA of them.
+        Full paths of weights of linear layers, such as "model.layers.0.mlp.gate_proj.weight", that PEFT must find by
+        these instead of the layers' names: in a Qwen3-MoE it takes such a name to be the experts'
+        (`minilora.language.found_by_weight`). PEFT supports neither dropout nor DoRA for them.
     lora_dropout : float
-        The probability with which an entry of an adapter's input was dropped in the training, for one that goes on
-        elsewhere.
+        The dropout probability of the adapters' inputs in the training, for continuing it elsewhere.
     system : str, optional
         The system message of the chats that it was trained on, which `system_message` reads.
     dtype : {"float16", "bfloat16", "float32", "float64"}, optional
-        Of the tensors in the file, each number rounded to nearest with ties to even; by default that of each
-        array.
+        The dtype of the tensors in the file, rounded to nearest with ties to even; by default each array's own.
     overwrite : bool
-        Whether an adapter that the folder holds is replaced.
+        Whether to replace an adapter in the folder.
     before : callable, optional
-        ``before(config, weights)`` is called with the bytes of both files, before anything is written. What it raises
-        ends the saving.
+        ``before(config, weights)`` is called with the bytes of both files before anything is written. An exception
+        that it raises stops the save.
 
     Raises
     ------
     ValueError, TypeError
         If an adapter cannot be written, some have a magnitude and others not, a number is too large for `dtype`, or
-        the folder holds an adapter, or under these names anything but files. Nothing has been written then.
+        the folder has an adapter, or these names are not regular files. Nothing has been written then.
     OSError
-        If the disk does not take the files. The adapter that was there is left as it was.
+        If the files cannot be written. An adapter that was there remains, unless renaming the new files itself fails:
+        then the folder has no configuration, and every reader refuses it.
     """
     path, fan_in_fan_out = check_path("path", path), check_flag("fan_in_fan_out", fan_in_fan_out)
     dropout = check_number("lora_dropout", lora_dropout, above=0, below=1, or_equal=True)
@@ -281,7 +280,7 @@ def save_adapter(
 
 
 def _write(path: Path, tensors: Mapping[str, np.ndarray], notes: Mapping[str, str], text: bytes) -> None:
-    """Write both files. A kill at any moment leaves the old adapter, the new one, or one without a configuration."""
+    """Write both files. A kill at any moment leaves the old adapter, the new one, or a folder without configuration."""
     with written_into(path, CONFIG_NAME) if path.exists() else written_folder(path) as part:
         with synced(part / CONFIG_NAME) as file:
             file.write(text)
@@ -290,23 +289,23 @@ def _write(path: Path, tensors: Mapping[str, np.ndarray], notes: Mapping[str, st
 
 
 def check_adapter_target(path: Path) -> None:
-    """Require a folder, existing or to be made, that an adapter can be written to."""
+    """Require a new or existing folder that an adapter can be written to."""
     check_writable(path)
     for name in (WEIGHTS_NAME, CONFIG_NAME):
         check_replaceable(path / name)
 
 
 def check_no_adapter(path: Path, overwrite: bool, name: str = "save", say: str = "--overwrite") -> None:
-    """Require a folder without either of an adapter's two files, unless they may be replaced."""
+    """Require a folder without an adapter's files, unless they may be replaced."""
     if not overwrite and any(os.path.lexists(path / file) for file in (CONFIG_NAME, WEIGHTS_NAME)):
-        raise ValueError(f"{name} {str(path)!r} holds an adapter: name another folder, or say {say}")
+        raise ValueError(f"{name} {str(path)!r} has an adapter: choose another folder, or pass {say}")
 
 
-# --- what is saved ---
+# --- the contents of a save ---
 
 
 def _by_weight(target_parameters: Sequence[str], forms: Mapping[str, Form], dropout: float) -> list[str]:
-    """Return the linear layers of which PEFT is to find the weight by its path."""
+    """Return the linear layers that PEFT must find by the path of their weight."""
     modules = [name.removesuffix(".weight") for name in target_parameters]
     for name, module in zip(target_parameters, modules, strict=True):
         if module == name or module not in forms or forms[module].kind != "linear" or forms[module].dora or dropout:
@@ -318,7 +317,7 @@ def _by_weight(target_parameters: Sequence[str], forms: Mapping[str, Form], drop
 
 
 def _saved(module: Any, layer: Any) -> Adapter | StackedLoRA:
-    """Return the adapter that a layer is or has, which knows its kind of layer, for the original base."""
+    """Return the adapter that a layer is or has, with its kind of layer, for the original base."""
     if not isinstance(module, str) or not is_module_path(module):
         raise ValueError(f"layers has the key {short(module)}, expected a module's path such as 'enc.q_proj'")
     own = layer if isinstance(layer, LoRA) else getattr(layer, "adapter", None)
@@ -331,13 +330,13 @@ def _saved(module: Any, layer: Any) -> Adapter | StackedLoRA:
     adapter: Any = layer if layer is own else adapters(layer)[""]
     if isinstance(adapter, StackedLoRA):
         return adapter
-    if not isinstance(adapter, Adapter):  # a plain LoRA is taken for one of a linear layer
+    if not isinstance(adapter, Adapter):  # a plain LoRA counts as one of a linear layer
         adapter = Adapter(adapter.lora_A, adapter.lora_B, adapter.alpha)
     return over_original(adapter)
 
 
 def _forms(saved: Mapping[str, Adapter | StackedLoRA]) -> dict[str, Form]:
-    """Return how each module's adapter lies in the file."""
+    """Return the form of each module's adapter in the file."""
     arrays = layer_paths(module for module, adapter in saved.items() if isinstance(adapter, StackedLoRA))
     return {
         module: Form(adapter.kind, place=arrays[module], experts=adapter.experts)
@@ -350,7 +349,7 @@ def _forms(saved: Mapping[str, Adapter | StackedLoRA]) -> dict[str, Form]:
 def _tensors(
     path: Path, saved: Mapping[str, Adapter | StackedLoRA], forms: Mapping[str, Form], dtype: str | None
 ) -> dict[str, np.ndarray]:
-    """Return the arrays with the names and shapes that PEFT gives them, in their order in the file."""
+    """Return the arrays with PEFT's names and shapes, in file order."""
     tensors: dict[str, np.ndarray] = {}
     for module, adapter in saved.items():
         form, (rank, width), (out, _) = forms[module], adapter.lora_A.shape, adapter.lora_B.shape
@@ -365,12 +364,12 @@ def _tensors(
                 raise ValueError(f"layers[{short(module)}] and another layer would both be {short(key)} in the file")
             host, reaches = _host(module, array).reshape(shape), f"layers[{short(module)}] reaches"
             tensors[key] = in_dtype(host, FILE_DTYPES[dtype or host.dtype.name], path, reaches)
-    # The widest types first, so that each tensor begins at a multiple of its own size.
+    # The widest dtypes come first, so that each tensor starts at a multiple of its item size.
     return dict(sorted(tensors.items(), key=lambda item: (-item[1].itemsize, item[0])))
 
 
 def _host(module: str, array: Any) -> np.ndarray:
-    """Return finite numbers of a type that a file can have, on the host."""
+    """Return finite numbers of a supported dtype, on the host."""
     if dtype_name(array) not in SAVED_DTYPES:
         raise TypeError(f"layers[{short(module)}] has dtype {array.dtype}, expected one of {SAVED_DTYPES}")
     host = np.ascontiguousarray(backend_of(array).to_numpy(array))
@@ -380,7 +379,7 @@ def _host(module: str, array: Any) -> np.ndarray:
 
 
 def _strengths(saved: Mapping[str, Adapter | StackedLoRA]) -> dict[str, Any]:
-    """Return the first adapter's rank and alpha, patterns for those that differ, and whether alpha has the root."""
+    """Return the first adapter's rank and alpha, patterns for those that differ, and whether all use rsLoRA."""
     use_rslora = all(adapter.use_rslora for adapter in saved.values())
     ranks = {module: adapter.rank for module, adapter in saved.items()}
     alphas = {module: _lora_alpha(module, adapter, use_rslora) for module, adapter in saved.items()}
@@ -395,12 +394,12 @@ def _strengths(saved: Mapping[str, Adapter | StackedLoRA]) -> dict[str, Any]:
 
 
 def _lora_alpha(module: str, adapter: Adapter | StackedLoRA, use_rslora: bool) -> float:
-    """Return the file's alpha. Where only the adapter has the root, it is the alpha that gives the same scaling."""
+    """Return the file's alpha; if only this adapter is rank-stabilised, the alpha that gives the same scaling."""
     alpha = adapter.alpha if adapter.use_rslora == use_rslora else adapter.scaling * adapter.rank
     check_number(f"alpha of layers[{short(module)}]", alpha, above=MIN_ALPHA, below=MAX_ALPHA)
-    return int(alpha) if alpha.is_integer() else alpha  # PEFT writes whole alphas as integers
+    return int(alpha) if alpha.is_integer() else alpha  # PEFT writes integral alphas as integers
 
 
 def _pattern(values: Mapping[str, Any], default: Any) -> dict[str, Any]:
-    """Return the exceptions, keyed so that each matches its own module alone: "fc" would also match "enc.fc"."""
+    """Return the exceptions under keys that match only their own module: "fc" would also match "enc.fc"."""
     return {"^" + re.escape(module): value for module, value in values.items() if value != default}

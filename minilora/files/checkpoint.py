@@ -1,12 +1,12 @@
-"""Stop and resume, bit for bit.
+"""Checkpoints of trainings, which resume bit for bit.
 
-A checkpoint is one safetensors file: the parameters and Adam's two running means as tensors, and beside them, as JSON
-text, everything else that the next epoch depends on: the step count, the generator's state, the losses so far and the
-configuration. A new one replaces the one before it in a single rename, so a kill at any moment leaves a whole one.
-Nothing in it is executed when it is read: there is no pickle.
+A checkpoint is one safetensors file. Its tensors are the parameters and Adam's two moments; its metadata, in JSON, are
+everything else that the next epoch depends on: the step count, the generator's state, the losses so far and the
+configuration. A new checkpoint replaces the old one by a single rename, so a kill at any moment leaves a complete file.
+Reading it executes nothing: there is no pickle.
 
-A checksum over tensors and text notices damage. The configuration has a hash of all data and of every frozen array, so
-a training never goes on with other data, another model or other settings.
+A checksum over tensors and text detects damage. The configuration has a hash of all data and of every frozen array, so
+a training never resumes with different data, another model or other settings.
 """
 
 from __future__ import annotations
@@ -36,37 +36,36 @@ __all__ = ["Checkpoint", "CheckpointError"]
 TEXT_KEY, CHECKSUM_KEY = "minilora_checkpoint", "crc32"
 VERSION = 2
 PARTS = ("params", "m", "v", "best")
-"""The tensors' names are ``params.NAME``, ``m.NAME``, ``v.NAME`` and, where a training keeps them, ``best.NAME``."""
+"""The prefixes of the tensors' names: ``params.NAME``, ``m.NAME``, ``v.NAME``, and ``best.NAME`` if there are any."""
 FINGERPRINT_NUMBERS = 1 << 20
-"""Numbers of an array that are hashed at a time."""
+"""The number of entries of an array that are hashed at a time."""
 
 
 class CheckpointError(ValueError):
-    """A checkpoint cannot be resumed: it is damaged, or of another configuration; the message says which."""
+    """A checkpoint cannot be resumed, because it is damaged or has a different configuration."""
 
 
 class Checkpoint:
-    """A file that keeps a training's state after every epoch, for ``train(..., checkpoint=Checkpoint(path))``.
+    """A file with a training's state after every epoch, for ``train(..., checkpoint=Checkpoint(path))``.
 
     Parameters
     ----------
     path : path
-        The file. Its folder is made where there is none.
+        The file. Its folder is created if necessary.
     settings : mapping of str to number, str or bool, optional
-        What else must be the same for the training to go on, besides what `train` describes by itself.
+        Further settings that must be equal to resume, in addition to those that `train` records itself.
     notes : mapping, optional
-        What is kept with each state and not compared, as JSON has it. It may change between two epochs.
+        JSON values to store with each state without comparing them. They may change between two epochs.
 
     Attributes
     ----------
     best : dict of str to array
-        Parameters besides those of the last epoch, by their names, that whoever trains puts here: they are kept with
-        each state, and brought back by `resume`.
+        Further parameters by name, set by the caller. They are stored with each state and restored by `resume`.
 
     Raises
     ------
     CheckpointError
-        If the file is there and is damaged, or has other settings; the differences are named.
+        If the file exists and is damaged, or has other settings; the message lists the differences.
     """
 
     def __init__(
@@ -80,16 +79,16 @@ class Checkpoint:
             check_same_configuration(self.path, before, self.settings)
 
     def resume(self, state: TrainingState, epochs: int, settings: Mapping[str, Any], data: Mapping[str, Any]) -> None:
-        """Put a training that has not begun where the file left it; where there is none yet, write one of the start.
+        """Restore a new training to the state in the file; if there is no file yet, write the start.
 
-        `settings` are ``batch_size``, ``steps``, ``log_every``, the ``loss``'s name and maybe ``schedule``,
+        `settings` are ``batch_size``, ``steps``, ``log_every``, the ``loss``'s name and possibly ``schedule``,
         ``weight_decay`` and ``max_grad_norm``; `data` are ``X``, ``Y`` and ``held_out``, which may be None. A
         checkpoint of another training is a CheckpointError, and then nothing has changed.
         """
         self.configuration = {**self.settings, **describe(state, settings, data)}
         saved = read_checkpoint(self.path)
         if saved is None:
-            self.keep(state)  # better that it fails now than after an epoch
+            self.keep(state)  # fail now rather than after an epoch
             return
         check_same_configuration(self.path, saved.configuration, self.configuration)
         if saved.epoch > epochs:
@@ -97,7 +96,7 @@ class Checkpoint:
         self.restore(state, saved)
 
     def restore(self, state: TrainingState, saved: Saved) -> None:
-        """Put a training where a checkpoint that was read left it."""
+        """Restore a training from a checkpoint that has been read."""
         asarray = backend_of(next(iter(state.optimizer.params.values()))).asarray
         params, m, v, best = ({n: asarray(a) for n, a in saved.arrays[part].items()} for part in PARTS)
         state.optimizer.load_state_dict({"t": saved.t, "m": m, "v": v})
@@ -109,7 +108,7 @@ class Checkpoint:
         state.history.epochs[:], state.history.losses[:] = saved.epochs, saved.losses
 
     def keep(self, state: TrainingState) -> None:
-        """Write down where a training stands after an epoch, in the place of what the file held."""
+        """Write a training's state after an epoch, replacing the file."""
         optimizer, history = state.optimizer, state.history
         arrays = (optimizer.params, optimizer.m, optimizer.v, self.best)
         tensors = {
@@ -127,7 +126,7 @@ class Checkpoint:
             "configuration": self.configuration,
             "notes": self.notes,
         }
-        text = json.dumps(rest, default=lambda array: array.tolist())  # some generators keep arrays, and take lists
+        text = json.dumps(rest, default=lambda array: array.tolist())  # some states have arrays, which lists can set
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with written_whole(self.path) as file:
             write_tensors(file, tensors, {TEXT_KEY: text, CHECKSUM_KEY: checksum(tensors, text)})
@@ -137,21 +136,21 @@ class Checkpoint:
 
 
 class Saved(msgspec.Struct):
-    """A training between two epochs, as a file has it."""
+    """The state of a training between two epochs, as stored in a file."""
 
     version: Literal[2]
-    t: int  # Adam's count of steps
-    rng_state: dict[str, Any]  # of the generator that draws the batches
-    epoch: int  # the number of epochs done
-    epochs: list[int]  # the history up to there: after which epochs the loss was measured
-    losses: list[float]  # the loss measured after each of them
-    configuration: dict[str, Any]  # what must be the same for the training to go on
-    notes: Any = None  # what is kept and not compared
-    arrays: dict[str, dict[str, Any]] = {}  # not in the text: the tensors by part and name
+    t: int  # Adam's step count
+    rng_state: dict[str, Any]  # the state of the generator that draws the batches
+    epoch: int  # the number of completed epochs
+    epochs: list[int]  # the history so far: the epochs after which the loss was measured
+    losses: list[float]  # the losses measured after these
+    configuration: dict[str, Any]  # the configuration, which must be equal to resume
+    notes: Any = None  # stored, not compared
+    arrays: dict[str, dict[str, Any]] = {}  # not in the JSON: the tensors by part and name
 
 
 def read_checkpoint(path: Path) -> Saved | None:
-    """Read a checkpoint; None where there is none yet. What is not a whole one is a CheckpointError."""
+    """Read a checkpoint; None if there is no file yet. An incomplete one is a CheckpointError."""
     if not os.path.lexists(path):
         return None
     try:
@@ -160,7 +159,7 @@ def read_checkpoint(path: Path) -> Saved | None:
         with reading(path):
             text = file.metadata[TEXT_KEY]
             if file.metadata.get(CHECKSUM_KEY) != checksum(tensors, text):
-                raise ValueError("damaged: its checksum is not that of its contents")
+                raise ValueError("damaged: its checksum does not match its contents")
             saved = msgspec.json.decode(text, type=Saved)
     except FileRefused as error:
         raise CheckpointError(f"the checkpoint cannot be read: {error}") from error
@@ -172,20 +171,20 @@ def read_checkpoint(path: Path) -> Saved | None:
 
 
 def checksum(tensors: Mapping[str, np.ndarray], text: str) -> str:
-    """Return a number that a damaged file does not have, but by a chance of 1 in 4 billion."""
+    """Return a checksum; damage goes undetected with a probability of 1 in 4 billion."""
     total = zlib.crc32(text.encode())
     for name in sorted(tensors):
         total = zlib.crc32(tensors[name].tobytes(), zlib.crc32(name.encode(), total))
     return str(total)
 
 
-# --- the configuration: what must be the same -------------------------------------------------------------------------
+# --- the configuration: settings to compare --------------------------------------------------------------------------
 
 
 def describe(state: TrainingState, settings: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what must be the same for a training to go on, in words: not its length, nor the way to the gradients."""
+    """Return the settings that must be equal to resume a training, but not its length or its way to the gradients."""
     params, held_out = state.optimizer.params, data["held_out"]
-    # A training that is done can be made longer, and another micro-batch gives the same gradients but for rounding.
+    # A finished training may be extended, and another micro-batch gives the same gradients up to rounding.
     return {
         "backend": backend_of(data["X"]).name,
         **settings,
@@ -201,7 +200,7 @@ def describe(state: TrainingState, settings: Mapping[str, Any], data: Mapping[st
 
 
 def check_same_configuration(path: str | Path, saved: Mapping[str, Any], here: Mapping[str, Any]) -> None:
-    """Require that a checkpoint is of this configuration; each difference is named."""
+    """Require that a checkpoint has this configuration; the error lists each difference."""
     check_no_differences(
         path,
         [
@@ -213,7 +212,7 @@ def check_same_configuration(path: str | Path, saved: Mapping[str, Any], here: M
 
 
 def check_no_differences(path: str | Path, differences: Sequence[str]) -> None:
-    """Require that a checkpoint's configuration does not differ from the one that is asked for."""
+    """Require that a checkpoint's configuration equals the requested one."""
     if differences:
         raise CheckpointError(
             printable(f"{str(path)!r} is a checkpoint of another configuration: {'; '.join(differences)}. ")
@@ -222,15 +221,15 @@ def check_no_differences(path: str | Path, differences: Sequence[str]) -> None:
 
 
 def seed_of(rng: np.random.Generator) -> str:
-    """Return what a generator was seeded with, in words: it stays the same while the generator moves on."""
+    """Describe a generator's seed, which does not change when it draws."""
     bits = rng.bit_generator
-    spawned = tuple(getattr(bits.seed_seq, "spawn_key", ()))  # of SeedSequence: others need no name
+    spawned = tuple(getattr(bits.seed_seq, "spawn_key", ()))  # a SeedSequence; others need no name
     entropy = getattr(bits.seed_seq, "entropy", None)
     return f"{type(bits).__name__} of {entropy}{f', spawned {spawned}' if spawned else ''}"
 
 
 def fingerprint(array: Array) -> str:
-    """Return the type, the shape and a hash of an array, some rows at a time: to tell one data set from another."""
+    """Return an array's dtype, shape and hash, computed some rows at a time, to tell data sets apart."""
     digest, to_numpy, rows = hashlib.sha256(), backend_of(array).to_numpy, array if array.shape else array[None]
     height = max(1, FINGERPRINT_NUMBERS // max(1, math.prod(rows.shape[1:])))
     for top in range(0, len(rows), height):
@@ -239,7 +238,7 @@ def fingerprint(array: Array) -> str:
 
 
 def frozen_parts(model: Any, params: Mapping[str, Array]) -> dict[str, str]:
-    """Return what the model computes with and does not train: arrays by their fingerprints, numbers as they are."""
+    """Return the model's untrained arrays by fingerprint, and its numbers."""
     trained = {id(p) for p in params.values()}
     texts: dict[str, str] = {}
     for path, layer in walk(model):

@@ -1,15 +1,15 @@
-"""Files on the disk: what is opened to be read, and what is written whole or not at all.
+"""Safe reading and atomic writing of files and folders.
 
-A pipe or a device could be read for ever, so only regular files are opened. A name that stands in a file leads to no
-other folder. JSON is decoded by `msgspec`, which refuses NaN, infinity and what is not of the type that is expected.
+Reading a pipe or a device might never end, so only regular files are opened. File names inside a file cannot lead to
+another folder. JSON is decoded by `msgspec`, which refuses NaN, infinity and unexpected types.
 
-A kill, a crash or a full disk at any moment leaves the old file or the new one, and of a new folder all or nothing.
-What is written goes under a name of its own next to its target, to the disk (fsync), and takes the target's place by
-one rename. Where some files of a folder are replaced together, a kill between two renames leaves a folder that every
-reader refuses. A killed process leaves its unfinished file, ``.NAME-….part``, which may be deleted. Of two that write
-one file, the last to finish replaces it.
+A kill, a crash or a full disk at any moment leaves the old file or the new one, and a new folder complete or not at
+all. Output is written to a temporary name next to its target, flushed to the disk (fsync), and renamed. If several
+files of a folder are replaced together, a kill between two renames leaves a folder that every reader refuses. A killed
+process leaves its unfinished file, ``.NAME-….part``, which may be deleted. If two processes write one file, the last to
+finish replaces it.
 
-A file that another program replaces or writes to while it is read is refused, instead of a mixture of both.
+A file that another program replaces or modifies while it is read is refused, so a reader never gets a mixture.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from typing import Any, BinaryIO
 from ..texts import FileRefused, reading, short
 
 MOST_BYTES = 1 << 28
-"""Of a file that is read whole: settings, an index of shards, a tokenizer."""
+"""The largest size of a file that is read as a whole: settings, an index of shards, a tokenizer."""
 
 
 class RegularFile(io.FileIO):
-    """A regular file, open for reading as long as somebody has it."""
+    """A regular file that stays open while this object lives."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
@@ -41,11 +41,11 @@ class RegularFile(io.FileIO):
         self.close()
 
     def check_unchanged(self, at: Path | None = None) -> None:
-        """Require that nobody has written to the file since it was opened, or put another one at that path of it."""
+        """Require that the file was not modified or replaced since it was opened."""
         with reading(self.name):
             then, now = self.opened, os.stat(self.fileno() if at is None else at)
             if not os.path.samestat(then, now) or (then.st_size, then.st_mtime_ns) != (now.st_size, now.st_mtime_ns):
-                raise FileRefused(self.name, "another program wrote it while it was read: read it again")
+                raise FileRefused(self.name, "another program modified it while it was read: read it again")
 
 
 def open_regular(path: Path) -> RegularFile:
@@ -57,7 +57,7 @@ def open_regular(path: Path) -> RegularFile:
 
 
 def model_format(path: Path) -> str:
-    """Return what a model is: a "folder", or a regular file that ends in ".gguf" or ".npz"."""
+    """Return a model's format: "folder", or the suffix ".gguf" or ".npz" of a regular file."""
     if os.path.isdir(path):
         return "folder"
     open_regular(path).close()
@@ -67,34 +67,34 @@ def model_format(path: Path) -> str:
 
 
 def read_whole(path: Path) -> bytes:
-    """Return the bytes of a regular file of no more than `MOST_BYTES`."""
+    """Return the bytes of a regular file of at most `MOST_BYTES`."""
     with open_regular(path) as file, reading(path):
         if os.fstat(file.fileno()).st_size > MOST_BYTES:
-            raise FileRefused(path, f"larger than the {MOST_BYTES} bytes that such a file can need")
+            raise FileRefused(path, f"larger than {MOST_BYTES} bytes, the most that such a file can need")
         return file.read()
 
 
 def read_start(path: Path, count: int) -> bytes:
-    """Return the first bytes of a regular file, which tell its format."""
+    """Return the first bytes of a regular file, which identify its format."""
     with open_regular(path) as file, reading(path):
         return file.read(count)
 
 
 def read_json(path: Path, kind: Any = dict[str, Any]) -> Any:
-    """Return what a file of JSON holds, as a value of the type `kind`: a `msgspec.Struct`, or an object by default."""
+    """Read a file of JSON as a value of the type `kind`: a `msgspec.Struct`, or by default an object."""
     return parse_json(path, read_whole(path), kind)
 
 
 def parse_json(path: Path, text: bytes, kind: Any = dict[str, Any]) -> Any:
-    """Return what a text of JSON from a file holds."""
-    import msgspec  # the core writes files, and reads none
+    """Decode JSON from a file."""
+    import msgspec  # imported here, since the core only writes files
 
     with reading(path):
         return msgspec.json.decode(text, type=kind)
 
 
 def member(folder: Path, name: str) -> Path:
-    """Return the path of the file of that plain name in a folder; it may be a link, as in the hub's cache."""
+    """Return the path of a file in a folder from its plain name; it may be a link, as in the hub's cache."""
     if name != os.path.basename(name) or name in ("", ".", "..") or "\\" in name or "\0" in name:
         raise FileRefused(folder, f"{short(name)} is not the plain name of a file in this folder")
     return folder / name
@@ -105,7 +105,7 @@ def member(folder: Path, name: str) -> Path:
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[BinaryIO]:
-    """Open a file to write that takes its place at `path`, a regular file or a new name, when it is complete."""
+    """Open a file for writing that replaces `path`, a regular file or a new name, when it is complete."""
     check_replaceable(path)
     with _unfinished(path, path) as part:
         with synced(part) as file:
@@ -116,7 +116,7 @@ def written_whole(path: Path) -> Iterator[BinaryIO]:
 
 @contextmanager
 def written_folder(path: Path) -> Iterator[Path]:
-    """Make a folder to write into, by `synced`, that takes its place at `path`, new or empty, when it is complete."""
+    """Make a folder to write into with `synced`, which replaces `path`, new or empty, when it is complete."""
     with _unfinished(path, path) as part:
         part.mkdir()
         yield part
@@ -127,10 +127,9 @@ def written_folder(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def written_into(folder: Path, last: str) -> Iterator[Path]:
-    """Make a folder to write into, by `synced`, whose files take their places in `folder` when all are complete.
+    """Make a folder to write into with `synced`, whose files move to `folder` when all are complete.
 
-    The file `last`, without which no reader takes what it finds for a whole, is removed first and comes last. What else
-    is in `folder` stays.
+    The file `last`, which every reader requires, is removed first and moved last. Other files in `folder` stay.
     """
     with _unfinished(folder / folder.name, folder) as part:
         part.mkdir()
@@ -144,10 +143,7 @@ def written_into(folder: Path, last: str) -> Iterator[Path]:
 
 @contextmanager
 def _unfinished(path: Path, target: Path) -> Iterator[Path]:
-    """Name what is written beside `path`, short however long its own name; an error names `target`, and leaves nothing.
-
-    No other process takes the same name.
-    """
+    """Yield a short temporary name next to `path`, unique to this process; an error names `target` and removes it."""
     part = path.absolute().parent / f".{path.name[:40]}-{secrets.token_hex(8)}.part"
     try:
         with naming_errors(target):
@@ -159,18 +155,18 @@ def _unfinished(path: Path, target: Path) -> Iterator[Path]:
 
 @contextmanager
 def naming_errors(path: Path) -> Iterator[None]:
-    """Let an error of the system that names no file, as that of a full disk, name what could not be written."""
+    """Add the path to system errors without one, such as that of a full disk."""
     try:
         yield
     except OSError as error:
-        if error.filename is None and error.errno is not None:  # without a number it has words of its own
+        if error.filename is None and error.errno is not None:  # without a number it has its own message
             error.filename = str(path)
         raise
 
 
 @contextmanager
 def synced(path: Path) -> Iterator[BinaryIO]:
-    """Open a new file to write, and wait until it is on the disk."""
+    """Open a new file for writing, and flush it to the disk at the end."""
     with open(path, "xb") as file:
         yield file
         file.flush()
@@ -178,7 +174,7 @@ def synced(path: Path) -> Iterator[BinaryIO]:
 
 
 def sync_folder(folder: Path) -> None:
-    """Wait until the names in a folder are on the disk, where the system can say so."""
+    """Flush a folder's entries to the disk, if the system supports it."""
     if os.name == "posix":
         handle = os.open(folder, os.O_RDONLY)
         try:
@@ -187,22 +183,22 @@ def sync_folder(folder: Path) -> None:
             os.close(handle)
 
 
-# --- what must not be overwritten ---
+# --- protection of existing files -----
 
 
 def is_new_or_empty(path: Path) -> bool:
-    """Return whether a folder can be written at a path without a loss: a new name, or an empty folder itself."""
+    """Return whether a folder can be written at a path without loss: a new name, or an empty folder."""
     return not os.path.lexists(path) or (path.is_dir() and not path.is_symlink() and not any(path.iterdir()))
 
 
 def check_parent(name: str, path: Path) -> None:
-    """Require the folder in which a path is to be made."""
+    """Require that the parent folder of a path exists."""
     if not os.path.isdir(path.absolute().parent):
         raise ValueError(f"{name} {str(path)!r}: there is no folder {str(path.parent)!r}")
 
 
 def check_file(name: str, path: Path, inputs: Iterable[tuple[Path, str]]) -> None:
-    """Require a place where `written_whole` can put a file, and none that is read."""
+    """Require a path that `written_whole` can write, and that is not read."""
     check_parent(name, path)
     check_writable(path.absolute().parent)
     refuse_inputs(name, path, inputs)
@@ -210,19 +206,19 @@ def check_file(name: str, path: Path, inputs: Iterable[tuple[Path, str]]) -> Non
 
 
 def check_new_folder(name: str, path: Path, why: str = "a folder is written") -> None:
-    """Require a place where `written_folder` can put a folder; `why` says what asks for one."""
+    """Require a path that `written_folder` can write; `why` gives the reason for a folder."""
     check_parent(name, path)
     check_writable(path.absolute().parent)
     if not is_new_or_empty(path):
         raise ValueError(f"{name} {str(path)!r} exists, expected a folder that is empty or new: {why}")
     if os.path.lexists(path) and (os.path.ismount(path) or path.samefile(".")):
         raise ValueError(
-            f"{name} {str(path)!r} is the working folder or a mount point, which nothing can replace: name a new folder"
+            f"{name} {str(path)!r} is the working folder or a mount point, which cannot be replaced: choose another"
         )
 
 
 def check_replaceable(path: Path) -> None:
-    """Require a regular file or a new one: no device or pipe, and no link, whose target would stay as it was."""
+    """Require a regular or new file: no device or pipe, and no link, whose target would not change."""
     try:
         mode = os.lstat(path).st_mode
     except FileNotFoundError:
@@ -233,22 +229,22 @@ def check_replaceable(path: Path) -> None:
 
 
 def check_writable(folder: Path) -> None:
-    """Require a folder, existing or to be made, that files can be written into."""
+    """Require a new or existing folder that files can be written to."""
     existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(path))
     if not os.path.isdir(existing):
         raise ValueError(f"{str(folder)!r}: {str(existing)!r} is a file, expected a folder or a new name")
     if not os.access(existing, os.W_OK):
-        raise ValueError(f"{str(folder)!r}: the folder {str(existing)!r} cannot be written")
+        raise ValueError(f"{str(folder)!r}: the folder {str(existing)!r} is not writable")
 
 
 def check_new_file(what: str, path: Path | None, overwrite: bool) -> None:
-    """Require that a file is new, unless the one that is there may be replaced."""
+    """Require that a file is new, unless an existing one may be replaced."""
     if path is not None and path.is_file() and not overwrite:
-        raise ValueError(f"{what} {str(path)!r} is there already: name another, or say --overwrite")
+        raise ValueError(f"{what} {str(path)!r} already exists: choose another path, or pass --overwrite")
 
 
 def refuse_inputs(name: str, out: Path, inputs: Iterable[tuple[Path, str]]) -> None:
-    """Require that an output is none of the files that are read, each given with what it is, such as "the model"."""
+    """Require that an output is none of the inputs, each given with a description such as "the model"."""
     for path, what in inputs:
         both = os.path.exists(out) and os.path.exists(path)
         if os.path.samefile(out, path) if both else os.path.realpath(out) == os.path.realpath(path):

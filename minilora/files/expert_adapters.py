@@ -1,21 +1,21 @@
-"""An adapter of a mixture's experts in a folder: whose factors lie under which name.
+"""The factors of a mixture's experts in an adapter's folder.
 
 An array of a mixture, ``….experts.gate_up_proj`` or ``….down_proj``, has a matrix W_e (out, in) for each expert.
 
-An adapter of ``….experts.down_proj`` lies under the name of its module, ``….experts.lora_A.weight``: the key alone does
-not say of which array it is, ``target_parameters`` does. Where two arrays of a module are adapted, PEFT puts one layer
-into another, in the order in which the module has them, the first one innermost:
+The key of an adapter of ``….experts.down_proj`` has only the name of its module, ``….experts.lora_A.weight``;
+``target_parameters`` tells which array it belongs to. If two arrays of a module are adapted, PEFT nests one layer in
+another, in the order of the module, the first one innermost:
 
     gate_up_proj     ….experts.base_layer.lora_A.weight
     down_proj        ….experts.lora_A.weight
 
-The two matrices are those of `minilora.variants.stackedlora`, A (E r, in) and B (out, r E). Others were written before:
+The two matrices are those of `minilora.variants.stackedlora`, A (E r, in) and B (out, r E). Older files differ:
 
 * Up to version 0.19.0, PEFT took each weight W_e (out, in) for (in, out), and exchanged the factors: its A is
-  (E r, out), its B (in, r E). ``peft_version`` says which it is. Without it the shapes may: `experts.are_exchanged`.
-* Some programs wrote B with the expert as the slow index. ``lora_B_layout`` says ``grouped_by_expert`` then.
+  (E r, out), its B (in, r E). ``peft_version`` tells which it is; without it the shapes may: `experts.are_exchanged`.
+* Some programs wrote B with the expert as the slow index. Then ``lora_B_layout`` is ``grouped_by_expert``.
 
-Both are refused, and so is a packing that nothing decides. The message says what to do.
+Both are refused, and so is an ambiguous packing. The message says what to do.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ from .experts import ORDER, are_exchanged
 
 WRAPPED = ".base_layer"
 EXPERTS = "experts"
-"""What a module with the arrays of a mixture is called."""
+"""The name of a module with the arrays of a mixture."""
 EXCHANGED_UNTIL = (0, 19, 0)
 """The last version of PEFT that took a weight (out, in) for (in, out)."""
 WRITTEN_AS = "0.19.1"
-"""The first version that packs them as `save_adapter` does: what it notes as ``peft_version``."""
+"""The first version that packs them like `save_adapter`, which writes it as ``peft_version``."""
 B_LAYOUTS = {"rank_major": False, "grouped_by_expert": True}
-"""The values of lora_B_layout, a key of unsloth's, and whether the expert is B's slow index."""
+"""The values of lora_B_layout, a key of unsloth, with whether the expert is B's slow index."""
 
 
 def layer_paths(paths: Iterable[str]) -> dict[str, str]:
-    """Return for each array's path the path of the layer that has its adapter in PEFT."""
+    """Return for each array's path the path of the layer with its adapter in PEFT."""
     of_module: dict[str, list[str]] = {}
     for path in paths:
         module, _, name = path.rpartition(".")
@@ -51,12 +51,12 @@ def layer_paths(paths: Iterable[str]) -> dict[str, str]:
 
 
 def nested_paths(module: str, names: Sequence[str]) -> dict[str, str]:
-    """Return the path of each array's adapter, by the array's name. The last array's is the module's own path."""
+    """Return the path of each array's adapter by the array's name. The last array's is the module's path."""
     return {name: module + depth * WRAPPED for depth, name in enumerate(reversed(names))}
 
 
 def adapted_arrays(adapted: Iterable[str], targets: Collection[str]) -> dict[str, str]:
-    """Return each array's place among the adapted paths, by its path; each that `targets` name must be there once."""
+    """Return each array's path of its adapter, and require each target exactly once."""
     found: dict[str, str] = {}
     for module, names, depths in modules_with_arrays(adapted, targets):
         if sorted(depths) != list(range(len(names))):
@@ -65,15 +65,13 @@ def adapted_arrays(adapted: Iterable[str], targets: Collection[str]) -> dict[str
                 f"{short(names)} of it"
             )
         if len(names) > 1 and not set(names) <= set(ORDER):
-            raise ValueError(
-                f"target_parameters names {short(names)} of {short(module)}: which key is whose is not known"
-            )
+            raise ValueError(f"target_parameters names {short(names)} of {short(module)}: the keys cannot be assigned")
         found |= {f"{module}.{name}": place for name, place in nested_paths(module, names).items()}
     return found
 
 
 def modules_with_arrays(adapted: Iterable[str], targets: Collection[str]) -> Iterator[tuple[str, list[str], list[int]]]:
-    """Yield each module with adapters of arrays: its path, the arrays that `targets` name, and their depths."""
+    """Yield each module with adapters of arrays: its path, the targeted arrays, and their depths."""
     by_module: dict[str, list[int]] = {}
     for place in adapted:
         stop = len(place)
@@ -83,12 +81,12 @@ def modules_with_arrays(adapted: Iterable[str], targets: Collection[str]) -> Ite
     for module, depths in by_module.items():
         of_arrays = module.rpartition(".")[2] == EXPERTS or depths != [0]
         names = {_array_named(target, module, of_arrays=of_arrays) for target in targets} - {""}
-        if names or depths != [0]:  # else it is an adapter of a module
+        if names or depths != [0]:  # otherwise it is an adapter of a module
             yield module, sorted(sorted(names), key=_order), depths
 
 
 def _array_named(target: str, module: str, *, of_arrays: bool) -> str:
-    """Return the array of a module that a target means, or nothing; a name alone is any module's with arrays."""
+    """Return the array of a module that a target means, or ""; a bare name matches every module with arrays."""
     owner, _, name = target.rpartition(".")
     if not owner:
         return name if of_arrays else ""
@@ -96,7 +94,7 @@ def _array_named(target: str, module: str, *, of_arrays: bool) -> str:
 
 
 def _order(name: str) -> int:
-    """Return where an array stands in its module."""
+    """Return an array's position in its module."""
     return ORDER.index(name) if name in ORDER else len(ORDER)
 
 
@@ -104,7 +102,7 @@ def _order(name: str) -> int:
 
 
 def check_packing(peft_version: str | None, shapes: Mapping[str, tuple[int, int]]) -> None:
-    """Require factors that are packed as PEFT does since 0.19.1; `shapes` has each array's (out, in) by its path."""
+    """Require factors in the packing of PEFT since 0.19.1; `shapes` has each array's (out, in) by path."""
     says = "there is no peft_version" if peft_version is None else f"peft_version is {short(peft_version)}"
     version = version_of(peft_version)
     for path in shapes:
@@ -128,12 +126,12 @@ def check_packing(peft_version: str | None, shapes: Mapping[str, tuple[int, int]
 
 
 def _exchanged_by_shape(module: str, shapes: Mapping[str, tuple[int, int]]) -> bool | None:
-    """Return whether both arrays of a module have adapters of exchanged shapes; None where the shapes say nothing."""
+    """Return whether the adapters of a module's two arrays have exchanged shapes; None if that is ambiguous."""
     gate_up, down = (shapes.get(f"{module}.{name}") for name in ORDER)
     return are_exchanged(gate_up, down) if gate_up and down else None
 
 
 def version_of(text: str | None) -> tuple[int, ...] | None:
-    """Return PEFT's version as numbers; None where there is none, or it is one between two versions."""
+    """Return PEFT's version as numbers; None if it is missing or a development version."""
     match = re.fullmatch(r"(\d{1,6})\.(\d{1,6})\.(\d{1,6})", text or "")
     return tuple(map(int, match.groups())) if match else None

@@ -1,16 +1,16 @@
-"""A mixture's experts in a model's files: which tensors hold their weights.
+"""The tensors of a mixture's experts in a model's files.
 
 An array of a mixture, ``….experts.gate_up_proj`` or ``….down_proj``, has a matrix W_e (out, in) for each expert.
 
-The matrices of an array lie in one of three ways:
+The matrices of an array are stored in one of three layouts:
 
-    a tensor for all               for each, most folders                      for each, a Mixtral's
+    one tensor for all             one for each, in most folders               one for each, in a Mixtral
     mlp.experts.gate_up_proj       mlp.experts.e.gate_proj.weight, .up_proj    block_sparse_moe.experts.e.w1, .w3
     mlp.experts.down_proj          mlp.experts.e.down_proj.weight              block_sparse_moe.experts.e.w2
     mlp.gate.weight                the same                                    block_sparse_moe.gate.weight
 
-The first column is what an adapter's paths name. An expert's gate_up_proj is its gate's rows, and below them its up's.
-A tensor for all is (E, out, in) here. Some models, such as gpt-oss, have (E, in, out): see `are_exchanged`.
+An adapter's paths use the first column. An expert's gate_up_proj has its gate's rows above its up's. A tensor for all
+experts is (E, out, in) here. Some models, such as gpt-oss, have (E, in, out): see `are_exchanged`.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from ..texts import FileRefused, short
 from .tensors import Weights
 
 PARTS = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}
-"""The arrays of a module of experts, in its order, and the weights of one expert that each has, one above the other."""
+"""The arrays of a module of experts in its order, each with the weights of one expert that it stacks."""
 ORDER = tuple(PARTS)
 
 
 def are_exchanged(gate_up: tuple[int, ...], down: tuple[int, ...]) -> bool | None:
-    """Return whether shapes (out, in) of gate_up_proj and down_proj are transposed; None where they do not show it."""
+    """Return whether shapes (out, in) of gate_up_proj and down_proj are transposed; None if that is ambiguous."""
     (out, width), (d, m) = gate_up, down
     if (out, width) == (2 * m, d):
         return False
@@ -34,22 +34,22 @@ def are_exchanged(gate_up: tuple[int, ...], down: tuple[int, ...]) -> bool | Non
 
 
 MIXTRAL = {"gate_proj": "w1", "up_proj": "w3", "down_proj": "w2"}
-"""Their names in a Mixtral's files."""
+"""The names of the weights in a Mixtral's files."""
 MIXTRAL_MLP = "block_sparse_moe"
 
 
 @dataclass(frozen=True)
 class ExpertTensor:
-    """A tensor with weights of an array: those rows of some experts, one expert after the other."""
+    """A tensor with some rows of an array's matrices for one or more experts."""
 
     name: str
     experts: tuple[int, ...]
-    rows: slice  # of each expert's matrix (out, in)
-    shape: tuple[int, ...]  # that it must have
+    rows: slice  # the rows of each expert's matrix (out, in)
+    shape: tuple[int, ...]  # the required shape
 
 
 def expert_tensors(path: str, experts: int, out: int, width: int, weights: Weights) -> list[ExpertTensor]:
-    """Return the tensors that hold an array's E matrices (out, in); require that they have these shapes."""
+    """Return the tensors with an array's E matrices (out, in), and require their shapes."""
     tensors = _for_all(path, experts, out, width, weights) or _for_each(path, experts, out, width, weights)
     for tensor in tensors:
         if (shape := weights.spec(tensor.name).shape) != tensor.shape:
@@ -62,13 +62,13 @@ def expert_tensors(path: str, experts: int, out: int, width: int, weights: Weigh
 
 
 def _spellings(path: str) -> list[str]:
-    """Return the names that an array may have in a file: the path, and a Mixtral's name."""
+    """Return the possible names of an array in a file: the path, and a Mixtral's name."""
     before, mlp, after = path.rpartition(".mlp.")
     return [path, f"{before}.{MIXTRAL_MLP}.{after}"] if mlp else [path]
 
 
 def _for_all(path: str, experts: int, out: int, width: int, weights: Weights) -> list[ExpertTensor]:
-    """Return the one tensor of all experts, where there is one."""
+    """Return the tensor for all experts, if there is one."""
     for name in _spellings(path):
         if name not in weights.holder:
             continue
@@ -80,7 +80,7 @@ def _for_all(path: str, experts: int, out: int, width: int, weights: Weights) ->
 
 
 def _check_way_round(name: str, weights: Weights) -> None:
-    """Require that a tensor of all experts is (E, out, in), as its shape and the other array's show together."""
+    """Require that a tensor for all experts is (E, out, in), judging by its shape and the other array's."""
     both = [f"{name.rpartition('.')[0]}.{array}" for array in ORDER]
     shapes = [weights.spec(array).shape for array in both if array in weights.holder]
     known = len(shapes) == 2 and all(len(shape) == 3 for shape in shapes)
@@ -96,10 +96,10 @@ def _check_way_round(name: str, weights: Weights) -> None:
 
 
 def _for_each(path: str, experts: int, out: int, width: int, weights: Weights) -> list[ExpertTensor]:
-    """Return the tensors of each expert; require that all are there, and no more."""
+    """Return the tensors of each expert, and require exactly these."""
     name = path.rpartition(".")[2]
     parts = PARTS.get(name, ())
-    edges = [0, *(out // len(parts) for _ in parts[1:]), out]  # of the parts' rows
+    edges = [0, *(out // len(parts) for _ in parts[1:]), out]  # the bounds of the parts' rows
     for spelled in _spellings(path):
         for names in ({part: part for part in parts}, MIXTRAL):
             start, last = spelled.removesuffix(name), [f"{names[part]}.weight" for part in parts]

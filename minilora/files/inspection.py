@@ -1,10 +1,11 @@
-"""What is in an adapter: per layer its shapes, its scaling, and how large its change is and in which directions.
+"""A summary of an adapter: for each layer its shapes, its scaling, and the norm and spectrum of its change.
 
-The change s B A is (out, in) and is never formed: `minilora.variants.sums` takes its singular values from the factors.
+The change s B A is (out, in) and is never formed; `minilora.variants.sums` computes its singular values from the
+factors.
 
-An embedding's matrix is (dim, V), a convolution's (out, C K). An adapter of a mixture's array is one for each expert:
-norm and singular values are those of all of them. Of DoRA this is the change before each row gets its
-length: the whole change depends on the base, which the file does not hold.
+An embedding's matrix is (dim, V), a convolution's (out, C K). An adapter of a mixture's array has one adapter
+per expert; norm and singular values cover all of them. For DoRA this is the change before the rows are rescaled: the
+full change depends on the base, which is not in the file.
 """
 
 from __future__ import annotations
@@ -23,18 +24,18 @@ from .peft import AdaptedModule, AdapterFolder
 
 @dataclass(frozen=True)
 class LayerSummary:
-    """One adapted layer."""
+    """The summary of one adapted layer."""
 
     path: str
     module: AdaptedModule  # the kind of layer, the shape (out, in) of its matrix, rank, alpha and scaling
-    parameters: int  # numbers in A and B and in a variant's further array
+    parameters: int  # the number of entries of A, B and a variant's further array
     norm: float  # the Frobenius norm of the change of weight
-    singular_values: np.ndarray  # of the change of weight, those that its rank allows, the largest first; float64
-    shares: np.ndarray  # of the squared norm, in each singular value; all zero where the change is zero
+    singular_values: np.ndarray  # of the change of weight, as many as the rank, largest first; float64
+    shares: np.ndarray  # the share of the squared norm in each singular value; all zero if the change is zero
 
 
 def inspect_adapter(path: str | Path) -> list[LayerSummary]:
-    """Return a summary of each layer of an adapter; a UserWarning says if a base's own weight is there too."""
+    """Summarise each layer of an adapter; warn if the file also has a base weight."""
     folder = AdapterFolder.open(check_path("path", path))
     folder.warn_of_base()
     return [_summary(path, module, *folder.read(path)) for path, module in folder.modules.items()]
@@ -51,8 +52,8 @@ def _summary(path: str, module: AdaptedModule, A: np.ndarray, B: np.ndarray, *mo
 
 
 def singular_values(A: np.ndarray, B: np.ndarray) -> np.ndarray:  # (r, in), (out, r) -> (min(r, in, out),)
-    """Return the singular values of B A in float64, the largest first, also where a product leaves its range."""
+    """Return the singular values of B A in float64, largest first, even if a product overflows."""
     size_A, size_B = (max(float(np.abs(factor).max()), 1e-300) for factor in (A, B))
     scaled = LoRA(np.asarray(A, np.float64) / size_A, np.asarray(B, np.float64) / size_B, len(A))
-    with np.errstate(over="ignore"):  # of float64 factors near its end
+    with np.errstate(over="ignore"):  # for float64 factors near the end of their range
         return np.asarray(sums.singular_values(scaled) * size_A * size_B)

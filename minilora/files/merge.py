@@ -1,19 +1,18 @@
-"""Fold an adapter into a model's weights, from file to file, with NumPy alone.
+"""Merging an adapter into a model's weights, from file to file, with NumPy only.
 
     merged = W + s B A                         (out, in)
     merged = g V, with V = W + s B A           of DoRA, where g_o = m_o / |V_o| for each row o: (dora.1), (dora.2)
 
-The way is a straight line: open the base and the adapter, match their names and shapes, and copy each file of the base,
-one tensor after another, in the file's order. No name, type or shape changes, so each file keeps its header. What no
-adapter touches is copied bit for bit. An adapted weight passes through memory some rows at a time, so a model larger
-than memory can be merged.
+The steps: open the base and the adapter, match names and shapes, and copy each file of the base, tensor by tensor, in
+file order. No name, dtype or shape changes, so each file keeps its header. Tensors without an adapter are copied bit
+for bit. An adapted weight is processed a few rows at a time, so a model larger than memory can be merged.
 
-Half types are widened to float32, added to, and rounded back once. The products are taken in the order that PEFT takes
-them in, so that its ``merge_and_unload`` gives the same numbers.
+Half precision is widened to float32, changed, and rounded back once. The products are computed in PEFT's order, so its
+``merge_and_unload`` gives the same numbers.
 
-An embedding's weight (V, dim) is the transpose of the matrix, as GPT-2's Conv1D has it, and a convolution's
-(out, C, *kernel) is the matrix (out, C K) under another shape. The experts of a mixture are many matrices in one
-tensor, or each in one or two of its own: W_e + s B_e A_e, see `minilora.files.experts`.
+An embedding's weight (V, dim) is the transpose of the matrix, like GPT-2's Conv1D, and a convolution's
+(out, C, *kernel) is the matrix (out, C K) under another shape. The experts of a mixture share one tensor, or
+each has one or two tensors: W_e + s B_e A_e, see `minilora.files.experts`.
 """
 
 from __future__ import annotations
@@ -49,7 +48,7 @@ def merge_adapter(
     dry_run: bool = False,
     progress: bool = False,
 ) -> list[MergedTensor]:
-    """Write a model's weights with an adapter folded into them.
+    """Write a model's weights with an adapter merged into them.
 
     Parameters
     ----------
@@ -59,22 +58,21 @@ def merge_adapter(
     adapter : path
         A folder in PEFT's layout.
     out : path
-        Of a model's folder the folder to write, with the configuration and the tokenizer, which loads as the base
-        does; where the name ends in ``.safetensors``, only the file of the weights, if they are one. Of weights alone
-        the file to write, of shards the folder. A folder must be empty or not exist yet. `out` appears when it is
-        whole, and not before.
+        The output. For a model's folder, a folder with configuration and tokenizer that loads like the base, or, with
+        a name that ends in ``.safetensors``, only the weights' file if there is just one. For bare weights, a file;
+        for shards, a folder. A folder must be empty or new. `out` appears only when it is complete.
     layouts : mapping of str to {"out-in", "in-out"}, optional
-        How weights lie in the base, by a module's path or its end, such as ``{"c_proj": "in-out"}``; the longest name
-        decides. For the modules that it does not name, the adapter's `fan_in_fan_out` does.
+        The layout of weights in the base, by a module's path or its suffix, such as ``{"c_proj": "in-out"}``; the
+        longest match decides. For all other modules the adapter's `fan_in_fan_out` does.
     dry_run : bool
-        Whether only to check and to say what would change.
+        Whether only to check and report what would change.
     progress : bool
-        Whether to show a progress bar on stderr, where that is a terminal.
+        Whether to show a progress bar on stderr if it is a terminal.
 
     Returns
     -------
     list of MergedTensor
-        What changes, in the order of the base's files. All else is copied bit for bit.
+        The changed tensors, in the order of the base's files. All others are copied bit for bit.
 
     Raises
     ------
@@ -87,14 +85,14 @@ def merge_adapter(
     Warns
     -----
     UserWarning
-        If a config.json beside the base says that the head is the embedding, and the adapter changes one of the two.
-        A merged folder then has a head of its own; weights alone cannot say so.
+        If the base's config.json ties head and embedding, and the adapter changes one of them. A merged folder then has
+        a separate head; bare weights cannot record that.
     """
     base, adapter, out = check_path("base", base), check_path("adapter", adapter), check_path("out", out)
     dry_run, progress = check_flag("dry_run", dry_run), check_flag("progress", progress)
     weights, folder = open_weights(base), AdapterFolder.open(adapter)
     alone = weights.index is None and out.suffix == ".safetensors"
-    whole = os.path.isdir(base) and os.path.exists(base / MODEL_CONFIG) and not alone  # a model's folder is written
+    whole = os.path.isdir(base) and os.path.exists(base / MODEL_CONFIG) and not alone  # the output is a model's folder
     tied = [path for path in folder.modules if path.rpartition(".")[2] in (EMBEDDING, HEAD) and ties_head(weights)]
     untied = whole and bool(tied)
     others = companions(base, untied=untied) if whole else {}
@@ -109,7 +107,7 @@ def merge_adapter(
 
 
 def _warn_of_a_tied_head(weights: Weights, modules: list[str], whole: bool) -> None:
-    """Say that the two are no longer tied; or, of weights alone, that a program which ties them changes both."""
+    """Warn that head and embedding are no longer tied, or that a program that ties bare weights changes both."""
     if whole:
         what = "So the merged model has a head of its own, and its config.json says that the two are not tied"
     else:
@@ -129,7 +127,7 @@ def _warn_of_a_tied_head(weights: Weights, modules: list[str], whole: bool) -> N
 
 
 def _check_out(out: Path, weights: Weights, adapter: Path, whole: bool) -> None:
-    """Require a place where nothing is lost: no file that is read, no folder that holds something."""
+    """Require an output that destroys nothing: no input, and no folder that is not empty."""
     if weights.index is None and not whole:
         files = [(adapter / file, "a file of the adapter") for file in (CONFIG_NAME, WEIGHTS_NAME)]
         check_file("out", out, [(weights.path, "the base itself"), *files])
@@ -145,7 +143,7 @@ def _write(
     others: Mapping[str, Path | bytes],
     progress: bool,
 ) -> None:
-    """Write the one file; or files, index and companions into a folder, which appears when it is whole."""
+    """Write the single file, or a folder of files, index and companions, which appears when it is complete."""
     total = sum(spec.end - spec.start for file in weights.files for spec in file.tensors.values())
     with tqdm(total=total, unit="B", unit_scale=True, disable=None if progress else True) as bar:
         if weights.index is None and not others:
@@ -165,9 +163,9 @@ def _write(
 def _write_file(
     file: TensorFile, target: BinaryIO, folder: AdapterFolder, changes: list[MergedTensor], bar: tqdm
 ) -> None:
-    """Copy one file, those of its tensors that change merged on their way."""
+    """Copy one file, merging the tensors that change."""
     changed = {change.name: change for change in changes}
-    factors = lru_cache(maxsize=2)(folder.read)  # experts' two arrays alternate
+    factors = lru_cache(maxsize=2)(folder.read)  # the two arrays of experts alternate
     target.write(file.header)
     for name in file.tensors:
         blocks = _merged(file, changed[name], factors(changed[name].module)) if name in changed else file.blocks(name)
@@ -177,7 +175,7 @@ def _write_file(
 
 
 def _merged(file: TensorFile, change: MergedTensor, arrays: list[np.ndarray]) -> Iterator[np.ndarray]:
-    """Yield the new bytes of a tensor: of its one matrix, or of each of its experts'."""
+    """Yield the new bytes of a tensor, which has one matrix or one for each expert."""
     if change.of_experts is None:
         yield from _merged_matrix(file, change, arrays, 0)
         return
@@ -191,10 +189,10 @@ def _merged(file: TensorFile, change: MergedTensor, arrays: list[np.ndarray]) ->
 def _merged_matrix(
     file: TensorFile, change: MergedTensor, arrays: list[np.ndarray], start: int
 ) -> Iterator[np.ndarray]:
-    """Yield the new bytes of the matrix that begins at a number of the tensor, some rows at a time."""
+    """Yield the new bytes of the matrix at an offset in the tensor, a few rows at a time."""
     wide = np.result_type(FLOATS[change.dtype], np.float32)
     A, B, *magnitude = (array.astype(wide, copy=False) for array in arrays)
-    transposed = change.layout == "in-out"  # an output's weights lie in all rows
+    transposed = change.layout == "in-out"  # each row has weights of all outputs
     left, right = (A.T, B.T) if transposed else (B, A)
     if magnitude and transposed:
         squares = (_squares(V).sum(axis=0) for _, _, V in _sums(file, change, left, right, start))
@@ -216,7 +214,7 @@ def _merged_matrix(
 def _sums(
     file: TensorFile, change: MergedTensor, left: np.ndarray, right: np.ndarray, start: int
 ) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
-    """Yield some rows of a weight as it is stored at a time: which, W, and V = W + s B A in the wide type."""
+    """Yield slices of rows of a weight as stored, with W and V = W + s B A in the wide dtype."""
     columns = right.shape[1]
     height = max(1, BLOCK_BYTES // (columns * FLOATS[change.dtype].itemsize))
     for top in range(0, len(left), height):
@@ -228,13 +226,13 @@ def _sums(
 
 
 def _squares(V: np.ndarray) -> np.ndarray:
-    """Return the squares in float64: there are many of one sign to add up."""
+    """Return the squares in float64, since many numbers of one sign are summed."""
     with np.errstate(over="ignore"):
         return np.asarray(np.square(V, dtype=np.float64))
 
 
 def _row_factors(file: TensorFile, change: MergedTensor, m: np.ndarray, n: np.ndarray) -> np.ndarray:
-    """Return what DoRA multiplies an output's weights of length n by; a row of zeros stays zero, as beside its base."""
+    """Return DoRA's factor for outputs whose weights have norm n; a row of zeros stays zero, as without merging."""
     if (wrong := n[~np.isfinite(n)]).size:
         what = f"the weights of an output have the length {wrong[0]}, DoRA divides by it"
         raise FileRefused(file.path, f"{short(change.name)}: {what}")

@@ -1,10 +1,10 @@
-"""A model's folder, so that a merged one loads: a tied head, and the weights' companions.
+"""The other files of a model's folder, and the head of a tied model, so that a merged folder loads.
 
-The head of a tied model is its embedding: one array, two modules. An adapter of `embed_tokens` changes what goes in,
-one of `lm_head` what comes out, and neither changes the other. Merged, such a model needs both, so the head gets a
-tensor of its own, and config.json says so. (PEFT's merge_and_unload changes the one array for both and warns.)
+The head of a tied model is its embedding: one array in two modules. An adapter of `embed_tokens` changes only the
+input, one of `lm_head` only the output. The merged model needs both arrays, so the head gets its own tensor, and
+config.json records that. (PEFT's merge_and_unload changes the shared array, with a warning.)
 
-Configuration and tokenizer are copied as they are.
+Configuration and tokenizer are copied unchanged.
 """
 
 from __future__ import annotations
@@ -25,25 +25,25 @@ from .tensors import MODEL_CONFIG, Weights
 # --- the head ---------------------------------------------------------------------------------------------------------
 
 EMBEDDING, HEAD = "embed_tokens", "lm_head"
-"""The ends of the paths of the two modules that some models tie; PEFT's list."""
+"""The suffixes of the two modules that some models tie, from PEFT's list."""
 HEAD_WEIGHT = f"{HEAD}.weight"
 
 
 def ties_head(weights: Weights) -> bool:
-    """Return whether config.json says that the head is the embedding, or its class has a head and the files none."""
+    """Return whether config.json ties the head to the embedding, or the class has a head and the files do not."""
     try:
         config = read_json(weights.path.parent / MODEL_CONFIG)
     except FileRefused:
         return False
     tied, classes = config.get("tie_word_embeddings"), str(config.get("architectures"))
-    # Some kinds of model are tied where config.json says nothing.
+    # Some kinds of model are tied by default.
     headless = not any(name.endswith(HEAD_WEIGHT) for name in weights.holder)
     return tied is True or (tied is None and headless and ("ForCausalLM" in classes or "LMHead" in classes))
 
 
 def with_own_head(weights: Weights) -> Weights:
-    """Return a tied model's weights with the embedding's bytes once more, as the head, in the files and the index."""
-    if HEAD_WEIGHT in weights.holder:  # some files hold it twice
+    """Return a tied model's weights with a copy of the embedding as the head, in the files and the index."""
+    if HEAD_WEIGHT in weights.holder:  # some files have it twice
         return weights
     names = [name for name in weights.holder if name.endswith(f"{EMBEDDING}.weight")]
     if len(names) != 1:
@@ -70,16 +70,16 @@ def _json(value: Any) -> bytes:
 # --- the companions of the weights ------------------------------------------------------------------------------------
 
 FURTHER_TEMPLATES = "additional_chat_templates"
-"""A folder with chat templates for other occasions than the default: ``tool_use.jinja``."""
+"""The folder of further chat templates, such as ``tool_use.jinja``."""
 COPIED = (".json", ".jinja", ".model", ".txt", ".tiktoken", ".py")
-"""What files end in that say how a model is built, how it generates, and how its tokenizer splits text."""
+"""The suffixes of files for configuration, generation settings and tokenizer."""
 
 
 def companions(folder: Path, *, untied: bool) -> dict[str, Path | bytes]:
-    """Return what a merged folder gets besides weights and index, by name: a file to copy, or a text."""
+    """Return the other files of a merged folder by name, each as a path to copy or a text to write."""
     config, files = read_json(folder / MODEL_CONFIG), {}
     for path in [*sorted(folder.iterdir()), *sorted((folder / FURTHER_TEMPLATES).glob("*.jinja"))]:
-        # An index is of weights that are written apart, and an adapter's configuration of what is merged now.
+        # Not the index, which is written separately, nor the configuration of an adapter that is merged now.
         passed = path.name.startswith(".") or path.name.endswith(".index.json") or path.name == CONFIG_NAME
         if path.suffix in COPIED and not passed and not path.is_dir():
             open_regular(path).close()
@@ -89,16 +89,16 @@ def companions(folder: Path, *, untied: bool) -> dict[str, Path | bytes]:
 
 
 def _check_within(folder: Path, path: Path) -> None:
-    """Require that a link stays in the model's folder, or in the hub's cache: what it leads to elsewhere is private."""
+    """Require that a link stays in the model's folder or in the hub's cache; other targets may be private."""
     place, home = path.resolve(), folder.resolve()
-    # There, models--NAME/snapshots/REVISION/FILE is a link to models--NAME/blobs/HASH.
+    # In the cache, models--NAME/snapshots/REVISION/FILE links to models--NAME/blobs/HASH.
     cache = home.parents[1] / "blobs" if home.parent.name == "snapshots" else home
     if not {home, cache} & set(place.parents):
-        raise FileRefused(path, "a link out of the model's folder, whose file would be copied: expected one in it")
+        raise FileRefused(path, "a link out of the model's folder, whose target would be copied: expected one inside")
 
 
 def copy_companions(files: Mapping[str, Path | bytes], folder: Path) -> None:
-    """Write companions into a new folder."""
+    """Write these files into a new folder."""
     for name, content in files.items():
         (folder / name).parent.mkdir(exist_ok=True)
         with synced(folder / name) as target:

@@ -1,7 +1,7 @@
-"""Which modules the names and regular expressions of a configuration mean, as in PEFT.
+"""The matching of modules by a configuration's names and regular expressions, as in PEFT.
 
-The engine is Python's `re`, which is PEFT's own. A hostile expression runs for years in it, so the bodies of
-`within_time` are stopped after some seconds.
+The engine is Python's `re`, which PEFT uses too. A hostile expression could run for years, so the body of `within_time`
+is stopped after some seconds.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from typing import Any
 from ..texts import named, short
 
 SECONDS = 3.0
-"""Processor time for all expressions of a configuration on all module paths."""
+"""The limit on the processor time for all expressions of a configuration, in seconds."""
 
 
 @contextmanager
 def within_time() -> Iterator[None]:
-    """Raise a ValueError where the body takes more than `SECONDS`, in the main thread of a system with such timers."""
+    """Raise a ValueError if the body takes more than `SECONDS`, in the main thread of a system with timers."""
     if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -45,10 +45,10 @@ def left_out(
     modules: Sequence[str], linear: Iterable[bool], targets: list[str] | str, excludes: list[str] | str,
     layers: list[int] | int, layers_pattern: list[str] | str,
 ) -> Iterator[tuple[str, str]]:  # fmt: skip
-    """Yield each module that PEFT puts no adapter beside, after the key of the configuration for which it does not.
+    """Yield each module that PEFT does not adapt, after the configuration's key that excludes it.
 
-    `linear` says of each module whether "all-linear" means it. The other arguments are what the configuration has for
-    ``target_modules``, ``exclude_modules``, ``layers_to_transform`` and ``layers_pattern``.
+    `linear` tells for each module whether "all-linear" includes it. The other arguments are the configuration's values
+    of ``target_modules``, ``exclude_modules``, ``layers_to_transform`` and ``layers_pattern``.
     """
     with named("target_modules"):
         wanted = linear if targets == "all-linear" else are_named(targets, modules)
@@ -68,7 +68,7 @@ def left_out(
 
 
 def are_named(names: Sequence[str] | str, modules: Iterable[str]) -> list[bool]:
-    """Return of each module whether it is named: by one expression for its whole path, or by a name at its end."""
+    """Return whether each module matches: its full path an expression, or its suffix one of the names."""
     if isinstance(names, str):
         whole = compiled(names, names)
         return [whole.fullmatch(module) is not None for module in modules]
@@ -77,13 +77,13 @@ def are_named(names: Sequence[str] | str, modules: Iterable[str]) -> list[bool]:
 
 
 def first_matches(patterns: Iterable[str], modules: Sequence[str]) -> list[int | None]:
-    """Return of each module the number of the first pattern that matches its path, or from a dot on the end of it."""
-    exact = {"^" + re.escape(module): place for place, module in enumerate(modules)}  # as `save_adapter` writes them
+    """Return for each module the index of the first pattern that matches its path, or a suffix of it after a dot."""
+    exact = {"^" + re.escape(module): place for place, module in enumerate(modules)}  # as `save_adapter` writes it
     found: list[int | None] = [None] * len(modules)
     for number, pattern in enumerate(patterns):
         if pattern in exact:
             places: Iterable[int] = [exact[pattern]]
-        else:  # PEFT's own expression, for its `match`: "a|b)(" tells the difference to another's `fullmatch`
+        else:  # `match` and not `fullmatch`, as in PEFT: for "a|b)(" the two differ
             match = compiled(rf"(.*\.)?({pattern})$", pattern).match
             places = (place for place, module in enumerate(modules) if found[place] is None and match(module))
         for place in places:
@@ -93,7 +93,7 @@ def first_matches(patterns: Iterable[str], modules: Sequence[str]) -> list[int |
 
 
 def layer_numbers(names: Sequence[str], modules: Iterable[str]) -> list[int | None]:
-    """Return of each module the number of its layer: what stands behind the first of these patterns that matches."""
+    """Return the layer number of each module, which follows the first pattern that matches."""
     patterns = [compiled(rf"(?:^|.*?\.){name}\.(?P<layer>\d+)\.", name) for name in names]
     if not names:
         patterns = [re.compile(r".*?\.[^.]*\.(?P<layer>\d+)\.")]
@@ -102,7 +102,7 @@ def layer_numbers(names: Sequence[str], modules: Iterable[str]) -> list[int | No
 
 
 def compiled(expression: str, shown: str) -> re.Pattern[str]:
-    """Return an expression that is built of what a configuration has, which an error shows."""
+    """Compile an expression; an error shows the configuration's text."""
     try:
         return re.compile(expression)
     except (re.error, RecursionError, OverflowError) as error:

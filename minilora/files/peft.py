@@ -1,6 +1,6 @@
-"""An adapter's folder in PEFT's layout: its configuration, and its factors under PEFT's names.
+"""An adapter's folder in PEFT's layout.
 
-Here every adapter is two matrices, lora_A (r, in) and lora_B (out, r), and DoRA's has a magnitude. In
+In minilora every adapter is two matrices, lora_A (r, in) and lora_B (out, r), and for DoRA a magnitude. In
 ``adapter_model.safetensors`` each name follows the prefix ``base_model.model.<path>.``:
 
 ==========  ==================================  ==================================  =========================
@@ -12,12 +12,12 @@ conv1d      ``lora_A.weight`` (r, C, K)         ``lora_B.weight`` (out, r, 1)   
 conv2d      ``lora_A.weight`` (r, C, KH, KW)    ``lora_B.weight`` (out, r, 1, 1)    (1, out, 1, 1)
 ==========  ==================================  ==================================  =========================
 
-The number of axes tells the kind. A matrix of a convolution has its columns channel first, so that reshaping is all.
-For arrays of a mixture see `minilora.files.expert_adapters`.
+The number of axes tells the kind. The columns of a convolution's matrix are channel first, so a reshape is enough. For
+arrays of a mixture see `minilora.files.expert_adapters`.
 
-``adapter_config.json`` has some fifty keys in PEFT. ``adapter_config.schema.json`` beside this file lists them: which
-decide what an adapter computes (`CHANGES_NUMBERS`), and of which only some values are implemented here. A key that is
-not known at all is refused unless it is empty or false: whoever wrote it meant something.
+PEFT's ``adapter_config.json`` has about fifty keys. ``adapter_config.schema.json`` next to this file lists them, with
+those that decide what an adapter computes (`CHANGES_NUMBERS`), and the supported values. An unknown key is refused
+unless it is empty or false, since it may change what the adapter computes.
 """
 
 from __future__ import annotations
@@ -47,11 +47,11 @@ from .tensors import TensorFile
 
 CONFIG_NAME, WEIGHTS_NAME = "adapter_config.json", "adapter_model.safetensors"
 DIGEST_KEY = "minilora_config_sha256"
-"""Where `save_adapter` notes, beside the factors, the digest of the configuration that they go with."""
+"""The metadata key for the digest of the configuration that belongs to the factors."""
 NORM_KEY = "minilora_dora_norm_full"
-"""Where `save_adapter` notes which modules train DoRA by its full gradient, one path a line: PEFT has no such thing."""
+"""The metadata key for the modules that train DoRA with its full gradient, one path per line; unknown to PEFT."""
 SYSTEM_KEY = "minilora_system_message"
-"""Where `save_adapter` notes the system message that the adapter was trained with."""
+"""The metadata key for the system message that the adapter was trained with."""
 
 # --- names and shapes ---
 
@@ -60,22 +60,22 @@ FACTORS = ("lora_A.weight", "lora_B.weight")
 EMBEDDING_FACTORS = ("lora_embedding_A", "lora_embedding_B")
 MAGNITUDE = "lora_magnitude_vector"
 BASE = "base_layer.weight"
-"""The base's own weight. PEFT saves it too where an input or output embedding is adapted (`save_embedding_layers`)."""
+"""The base's weight, which PEFT saves too if an input or output embedding is adapted (`save_embedding_layers`)."""
 _PARTS = "|".join(map(re.escape, (*FACTORS, *EMBEDDING_FACTORS, MAGNITUDE, BASE)))
 KEY = re.compile(rf"{re.escape(PREFIX)}(?P<module>.+)\.(?P<part>{_PARTS})", re.DOTALL)
 KERNEL_AXES = {"linear": 0, "conv1d": 1, "conv2d": 2}
-"""How many axes A has besides two, by the kind of layer; an embedding's has other names."""
+"""The number of A's axes beyond two, by the kind of layer; an embedding's factors have other names."""
 
 
 @dataclass(frozen=True)
 class Form:
-    """How one module's adapter lies in a file."""
+    """The form of one module's adapter in a file."""
 
     kind: str = "linear"  # or "embedding", "conv1d", "conv2d", "parameter"
-    kernel: tuple[int, ...] = ()  # its size along each axis, of a convolution
+    kernel: tuple[int, ...] = ()  # a convolution's kernel sizes
     dora: bool = False  # whether it has a magnitude
-    place: str = ""  # of a mixture's array: the path of the layer that has its adapter in PEFT
-    experts: int = 0  # of a mixture's array: E
+    place: str = ""  # for a mixture's array: the path of the layer with its adapter in PEFT
+    experts: int = 0  # for a mixture's array: E
 
     def keys(self, module: str) -> tuple[str, ...]:
         """Return the names of a module's arrays: A, B and DoRA's magnitude."""
@@ -83,13 +83,13 @@ class Form:
         return tuple(f"{PREFIX}{self.place or module}.{part}" for part in (*parts, MAGNITUDE)[: 3 if self.dora else 2])
 
     def shapes(self, rank: int, out: int, width: int) -> tuple[tuple[int, ...], ...]:
-        """Return the shapes in the file of A, B and the magnitude for a matrix (out, width)."""
+        """Return the shapes of A, B and the magnitude in the file for a matrix (out, width)."""
         ones = (1,) * len(self.kernel)
         A, B = (rank, width // math.prod(self.kernel), *self.kernel), (out, rank, *ones)
         return A, B, (1, out, *ones) if self.kernel else (out,)
 
     def weight_shape(self, out: int, width: int, layout: str) -> tuple[int, ...]:
-        """Return the shape of the weight that a file has for a matrix (out, width)."""
+        """Return the shape of the weight in a file for a matrix (out, width)."""
         return (width, out) if layout == "in-out" else (out, width // math.prod(self.kernel), *self.kernel)
 
     def __str__(self) -> str:
@@ -100,25 +100,25 @@ class Form:
 
 
 def natural(path: str) -> list[str | int]:
-    """Return what puts paths in order, the numbers in them by their size: layer 2 comes before layer 10."""
-    parts = re.split(r"(\d{1,9})", path)  # names at even places, numbers at odd ones
+    """Return a sort key for paths with numbers in numeric order: layer 2 comes before layer 10."""
+    parts = re.split(r"(\d{1,9})", path)  # names at even indices, numbers at odd ones
     return [int(part) if i % 2 else part for i, part in enumerate(parts)]
 
 
 def is_module_path(module: str) -> bool:
-    """Return whether a text can be a module's path: names with dots between them."""
+    """Return whether a text can be a module's path: names joined by dots."""
     return all(module.split(".")) and module.isprintable()
 
 
 # --- the configuration ---
 
 SCHEMA: dict[str, Any] = json.loads(Path(__file__).with_name("adapter_config.schema.json").read_bytes())
-"""A JSON Schema of the file, whose properties are the one list of the keys that are known."""
+"""The JSON Schema of the file; its properties are the only list of known keys."""
 KEYS: dict[str, dict[str, Any]] = SCHEMA["properties"]
 CHANGES_NUMBERS = frozenset(key for key, entry in KEYS.items() if entry["x-changes-numbers"])
-"""The keys that decide what the same tensors compute: a reader that leaves one out computes something else."""
+"""The keys that change what the same tensors compute; a reader that ignores one computes something else."""
 UNSET: list[Any] = SCHEMA["$defs"]["unset"]["enum"]
-"""The values that a key which is not known may have."""
+"""The allowed values of an unknown key."""
 
 Name = Annotated[str, msgspec.Meta(min_length=1)]
 Rank = Annotated[int, msgspec.Meta(ge=1, lt=2**31)]
@@ -130,26 +130,26 @@ LEFT_OUT = {
     "exclude_modules": "names {}, for which there are tensors",
     "layers_to_transform": "does not name the layer of {}, which has tensors",
 }
-"""What is wrong with a key that leaves out a module of which the file has tensors."""
+"""Messages for a key that excludes a module whose tensors are in the file."""
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True):
-    """The keys of adapter_config.json that decide what an adapter computes; null is the default."""
+    """The keys of adapter_config.json that change what an adapter computes; null means the default."""
 
     peft_type: str  # "LORA", the only kind supported
-    r: Rank = 8  # of the layers that `rank_pattern` does not name
-    lora_alpha: Alpha = 8.0  # of the layers that `alpha_pattern` does not name
-    rank_pattern: dict[str, Rank] = {}  # exceptions by a regular expression for a path's end; the first match decides
+    r: Rank = 8  # for layers that `rank_pattern` does not match
+    lora_alpha: Alpha = 8.0  # for layers that `alpha_pattern` does not match
+    rank_pattern: dict[str, Rank] = {}  # exceptions by a regular expression for a suffix; the first match decides
     alpha_pattern: dict[str, Alpha] = {}  # likewise
-    use_rslora: bool = False  # whether the scaling is alpha / sqrt(r), and not alpha / r
+    use_rslora: bool = False  # whether the scaling is alpha / sqrt(r) instead of alpha / r
     use_dora: bool = False
-    fan_in_fan_out: bool = False  # whether the base weights are stored (in, out), and not (out, in)
-    target_modules: list[Name] | str = ""  # the ends of the adapted modules' paths, or one regular expression
-    exclude_modules: list[Name] | str = ""  # what is excluded again, in the same form
-    layers_to_transform: list[int] | int = []  # the layers that `target_modules` is about; empty for all
-    layers_pattern: list[Name] | str = ""  # regular expressions for what stands before a layer's number in a path
-    target_parameters: list[Name] = []  # the ends of the adapted arrays' paths
-    peft_version: str | None = None  # that wrote it, which says how experts' factors are packed
+    fan_in_fan_out: bool = False  # whether the base weights are stored (in, out) instead of (out, in)
+    target_modules: list[Name] | str = ""  # suffixes of the adapted modules' paths, or one regular expression
+    exclude_modules: list[Name] | str = ""  # exclusions, in the same form
+    layers_to_transform: list[int] | int = []  # the layers that `target_modules` applies to; empty for all
+    layers_pattern: list[Name] | str = ""  # regular expressions for the part of a path before a layer's number
+    target_parameters: list[Name] = []  # suffixes of the adapted arrays' paths
+    peft_version: str | None = None  # the writer's version, which tells how experts' factors are packed
 
     def strengths(self, paths: list[str]) -> dict[str, tuple[int, float]]:
         """Return each path's rank and alpha."""
@@ -158,14 +158,14 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
         return {path: (rank, alpha) for path, rank, alpha in zip(paths, ranks, alphas, strict=True)}
 
     def check_targets(self, forms: Mapping[str, Form]) -> None:
-        """Require that it gives each of these modules an adapter: PEFT would pass over the tensors of another."""
+        """Require that the configuration adapts each of these modules; PEFT would ignore the others' tensors."""
         linear = [form.kind == "linear" and not f".{module}".endswith(".lm_head") for module, form in forms.items()]
         keys = (self.target_modules, self.exclude_modules, self.layers_to_transform, self.layers_pattern)
         for key, module in left_out([*forms], linear, *keys):
             raise ValueError(f"{key} {LEFT_OUT[key].format(short(module))}")
 
     def check_magnitudes(self, forms: Mapping[str, Form]) -> None:
-        """Require a magnitude of all modules, or of none, as `use_dora` says."""
+        """Require a magnitude of all modules, or of none, according to `use_dora`."""
         for module, form in forms.items():
             if form.dora != self.use_dora:
                 has = "has a" if form.dora else "has no"
@@ -173,7 +173,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def by_pattern(key: str, patterns: Mapping[str, Any], paths: list[str], usual: Any) -> list[Any]:
-    """Return what each path has: of the first pattern that matches it, else of one that is the path as it stands."""
+    """Return each path's value: that of the first pattern that matches it, or else of one that equals the path."""
     with named(key):
         numbers = first_matches(patterns, paths)
     values = [*patterns.values()]
@@ -181,7 +181,7 @@ def by_pattern(key: str, patterns: Mapping[str, Any], paths: list[str], usual: A
 
 
 def read_config(path: Path, text: bytes) -> Config:
-    """Return what adapter_config.json says. A key that asks for something not supported is refused by its name."""
+    """Read adapter_config.json. A key with an unsupported value is refused by name."""
     given = parse_json(path, text)
     with reading(path):
         if given.get("peft_type") != "LORA":
@@ -197,7 +197,7 @@ def read_config(path: Path, text: bytes) -> Config:
 
 
 def refusals(config: Mapping[str, Any]) -> Iterator[str]:
-    """Yield a sentence for each key whose value is not supported, and for each unknown key that is set."""
+    """Yield a sentence for each key with an unsupported value, and for each unknown key that is set."""
     for key, value in config.items():
         supported = KEYS[key].get("x-supported") if key in KEYS else UNSET
         if supported is not None and not any(_same(value, other) for other in supported):
@@ -206,17 +206,17 @@ def refusals(config: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _same(value: Any, other: Any) -> bool:
-    """Return whether two values are the same in JSON, where true is not 1."""
+    """Return whether two values are equal in JSON, where true is not 1."""
     return isinstance(value, bool) == isinstance(other, bool) and bool(value == other)
 
 
 def config_text(config: dict[str, Any]) -> bytes:
-    """Return adapter_config.json as `save_adapter` writes it."""
+    """Return the text of adapter_config.json."""
     return (json.dumps(config, indent=2) + "\n").encode()
 
 
 def digest(text: bytes) -> str:
-    """Return what `save_adapter` notes beside the factors about the configuration that it writes."""
+    """Return the digest of a configuration for the factors' metadata."""
     return hashlib.sha256(text).hexdigest()
 
 
@@ -225,43 +225,43 @@ def digest(text: bytes) -> str:
 
 @dataclass(frozen=True)
 class AdaptedModule:
-    """One module's adapter, its arrays not yet read."""
+    """One module's adapter, before its arrays are read."""
 
-    form: Form  # the kind of layer, and how the arrays lie in the file
+    form: Form  # the kind of layer, with the form of the arrays in the file
     shape: tuple[int, int]  # (out, in) of the matrix that it is made for
     rank: int
-    alpha: float  # lora_alpha, or what alpha_pattern says
+    alpha: float  # from lora_alpha or alpha_pattern
     use_rslora: bool
-    full_norm: bool  # whether its DoRA trains by the full gradient
+    full_norm: bool  # whether its DoRA trains with the full gradient
 
     @property
     def scaling(self) -> float:
-        """What B A is multiplied by."""
+        """The factor of B A."""
         return scaling(self.alpha, self.rank, use_rslora=self.use_rslora)
 
 
 @dataclass(frozen=True)
 class AdapterFolder:
-    """An adapter on the disk, checked, its factors not yet read."""
+    """An adapter on the disk, checked, before its factors are read."""
 
     config: Config  # adapter_config.json
     file: TensorFile  # adapter_model.safetensors
-    modules: dict[str, AdaptedModule]  # by path, in the order of layers
-    with_base: frozenset[str]  # the modules of which the file holds the base's own weight too
+    modules: dict[str, AdaptedModule]  # by path, in layer order
+    with_base: frozenset[str]  # the modules whose base weight is in the file too
 
     @classmethod
     def open(cls, folder: Path) -> AdapterFolder:
-        """Check a folder in PEFT's layout: both files, every key, and each shape against the configuration."""
+        """Open and check a folder in PEFT's layout: both files, every key, and each shape against the configuration."""
         if not os.path.isdir(folder):
             expected = f"expected one with {CONFIG_NAME} and {WEIGHTS_NAME}"
             raise FileRefused(folder, f"not a folder; {expected}{hub_hint(folder)}")
         weights, pickle = folder / WEIGHTS_NAME, folder / "adapter_model.bin"
         if os.path.exists(pickle) and not os.path.exists(weights):
-            raise FileRefused(pickle, "a pickle, which can run code when it is read: save it as safetensors")
+            raise FileRefused(pickle, "a pickle, which can run code when it is loaded: save it as safetensors")
         file = TensorFile(weights)
         path = folder / CONFIG_NAME
         text = read_whole(path)
-        file.file.check_unchanged(weights)  # so the two files are of one save
+        file.file.check_unchanged(weights)  # so both files are from one save
         config = read_config(path, text)
         with reading(weights):
             forms = _forms(file)
@@ -270,7 +270,7 @@ class AdapterFolder:
             config.check_magnitudes(forms)
             places = adapted_arrays(forms, config.target_parameters) if config.target_parameters else {}
             if places and config.use_dora:
-                raise ValueError("use_dora is True, and target_parameters has adapters: PEFT has no DoRA of an array")
+                raise ValueError("use_dora is True, and target_parameters has adapters: PEFT has no DoRA for arrays")
             forms = {module: form for module, form in forms.items() if module not in places.values()}
             config.check_targets(forms)
             forms |= {array: Form("parameter", place=place) for array, place in places.items()}
@@ -288,7 +288,7 @@ class AdapterFolder:
         return cls(config, file, modules, with_base)
 
     def warn_of_base(self) -> None:
-        """Say that the file also holds a base's own weight, where it does."""
+        """Warn if the file also has a base weight."""
         if self.with_base:
             warnings.warn(
                 f"{self.file.path} also holds the base's own weight of {short(min(self.with_base))}, which is not "
@@ -297,7 +297,7 @@ class AdapterFolder:
             )
 
     def read(self, module: str) -> list[np.ndarray]:  # -> (r, in), (out, r), maybe (out,)
-        """Return a module's matrices, and DoRA's magnitude; of a mixture's array (E r, in) and (out, r E)."""
+        """Read a module's matrices and DoRA's magnitude; for a mixture's array (E r, in) and (out, r E)."""
         arrays = []
         for key in self.modules[module].form.keys(module):
             arrays.append(self.file.read(key))
@@ -308,25 +308,25 @@ class AdapterFolder:
 
 
 def _forms(file: TensorFile) -> dict[str, Form]:
-    """Return the form of each adapted module; each key must be of a whole adapter."""
+    """Return the form of each adapted module; each key must belong to a complete adapter."""
     parts: dict[str, set[str]] = {}
     for key in file.tensors:
         match = KEY.fullmatch(key)
         if match is None:
-            raise ValueError(f"the key {short(key)} is none of {PREFIX}<module>.lora_A.weight and the like")
+            raise ValueError(f"the key {short(key)} does not have the form {PREFIX}<module>.lora_A.weight")
         parts.setdefault(match["module"], set()).add(match["part"])
     if not parts:
-        raise ValueError("there are no tensors in it")
+        raise ValueError("it has no tensors")
     return {module: _form(file, module, parts[module]) for module in sorted(parts, key=natural)}
 
 
 def _form(file: TensorFile, module: str, parts: set[str]) -> Form:
-    """Return the form of a module that has exactly one A and one B, of one kind."""
+    """Return the form of a module with exactly one A and one B of the same kind."""
     embedding = bool(parts & {*EMBEDDING_FACTORS})
     if embedding and parts & {*FACTORS}:
         raise ValueError(f"the module {short(module)} has factors of an embedding and of another layer")
     form = Form("embedding" if embedding else "linear", dora=MAGNITUDE in parts)
-    shape, *_ = (file.tensors[key].shape for key in form.keys(module))  # a factor that is missing is a KeyError
+    shape, *_ = (file.tensors[key].shape for key in form.keys(module))  # a missing factor is a KeyError
     if embedding:
         return form
     kinds = [kind for kind, axes in KERNEL_AXES.items() if len(shape) == 2 + axes]
@@ -337,7 +337,7 @@ def _form(file: TensorFile, module: str, parts: set[str]) -> Form:
 
 
 def _checked(file: TensorFile, module: str, form: Form, rank: int) -> Form:
-    """Return a form, of a mixture's array with its number of experts, whose arrays have one type and fit the rank."""
+    """Check the arrays' dtypes and shapes against the rank, and return the form, for a mixture's array with E."""
     keys = form.keys(module)
     specs = [file.tensors[key] for key in keys]
     if form.kind == "parameter":
@@ -363,23 +363,23 @@ def _checked(file: TensorFile, module: str, form: Form, rank: int) -> Form:
 
 
 def _matrix(file: TensorFile, form: Form, module: str) -> tuple[int, int]:  # -> (out, in)
-    """Return how many numbers B writes and A reads."""
+    """Return the numbers of B's outputs and A's inputs."""
     A, B, *_ = (file.tensors[key].shape for key in form.keys(module))
     return B[0] if B else 0, math.prod(A[1:])
 
 
 def _full_norms(file: TensorFile, forms: Mapping[str, Form]) -> frozenset[str]:
-    """Return the modules that the file's metadata names for DoRA's full gradient."""
+    """Return the modules in the file's metadata that use DoRA's full gradient."""
     note = file.metadata.get(NORM_KEY)
     modules = frozenset(note.split("\n") if note is not None else ())
     for module in sorted(modules):
         if module not in forms or not forms[module].dora:
-            raise ValueError(f"{NORM_KEY} names {short(module)}, which is no module with DoRA")
+            raise ValueError(f"{NORM_KEY} names {short(module)}, which is not a module with DoRA")
     return modules
 
 
 def _check_of_one_save(text: bytes, file: TensorFile) -> None:
-    """Require that two files of ours are of one save: nothing else shows that alpha belongs to other factors."""
+    """Require that two files of ours are from one save, since no shape shows that alpha belongs to other factors."""
     noted = file.metadata.get(DIGEST_KEY)
     if noted is not None and noted != digest(text) and config_text(json.loads(text)) == text:
         raise ValueError(

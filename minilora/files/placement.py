@@ -1,12 +1,11 @@
-"""Where an adapter lands in a model's files: which tensors it changes, and which way round they lie.
+"""The tensors of a model's files that an adapter changes, with their layout.
 
-An adapter's modules and a model's tensors meet by their names, and then each shape must be the one that the factors are
-made for. An adapter that lands nowhere, or in part, is refused: what it was trained to do would silently be missing.
+An adapter's modules and a model's tensors are matched by name, and each shape must fit the factors. An adapter that
+matches nothing, or only in part, is refused: its effect would silently be missing.
 
-An adapter's configuration has one `fan_in_fan_out` for all of its modules. A model with both Linear, whose weight is
-stored (out, in), and GPT-2's Conv1D, (in, out), needs one for each, and PEFT, which sees the layers, gets by without.
-A file shows the shape alone, and the shape of a square weight says nothing; the matrices that are not square show which
-way the base lies.
+An adapter's configuration has a single `fan_in_fan_out` for all modules. A model with both Linear, whose weight is
+stored (out, in), and GPT-2's Conv1D, (in, out), would need one per module; PEFT, which has the layers, does not need
+it. A file has only shapes, and a square shape is ambiguous; the matrices that are not square show the base's layout.
 """
 
 from __future__ import annotations
@@ -24,15 +23,15 @@ from .peft import BASE, PREFIX, AdaptedModule, AdapterFolder, Form
 from .tensors import NF4_STATE, Weights, same_bytes
 
 MULTIMODAL = re.compile(r"(?:^|[._])(?:visual|vision|image|audio|multi_modal|mm_)")
-"""A name in a model that sees or hears."""
+"""Matches tensors of multimodal models."""
 PREFIX_ALIASES = (
     (r"^model\.language_model\.", "language_model.model."), (r"^model\.language_model\.", "model."),
     (r"^language_model\.model\.", "model.language_model."), (r"^language_model\.model\.", "model."),
     (r"^model\.(?=visual|vision|multi_modal|audio)", ""), (rf"^{HEAD}$", f"language_model.{HEAD}"),
 )  # fmt: skip
-"""Beginnings of the same path in files of a model that sees, and in others of it."""
+"""Path prefixes that differ between a multimodal model's checkpoints."""
 LAYOUTS = ("out-in", "in-out")
-"""The sides of a weight in the order of its shape: of a Linear, and of a Conv1D."""
+"""The order of a weight's axes: of a Linear, and of a Conv1D."""
 WAY = "merge into the model that it was quantised from"
 NF4_WAY = (
     "; a Llama in NF4 is merged by minilora.merge, once loaded: "
@@ -42,22 +41,22 @@ NF4_WAY = (
 
 @dataclass(frozen=True)
 class MergedTensor:
-    """A weight of the base that the adapter changes."""
+    """A base weight that the adapter changes."""
 
-    name: str  # in the base, such as "enc.q_proj.weight"
-    module: str  # in the adapter, such as "enc.q_proj"
-    file: str  # the name of the base's file, or shard, that holds it
-    dtype: str  # its type in the format's names, which is kept
+    name: str  # the name in the base, such as "enc.q_proj.weight"
+    module: str  # the name in the adapter, such as "enc.q_proj"
+    file: str  # the name of the base's file, or shard, with it
+    dtype: str  # its dtype by the format's name, which does not change
     shape: tuple[int, ...]
-    layout: str  # "out-in", or "in-out" where it is stored transposed, as embeddings and GPT-2's Conv1D are
+    layout: str  # "out-in", or "in-out" if stored transposed, like embeddings and GPT-2's Conv1D
     rank: int  # the adapter's, there
     scaling: float  # the adapter's, there
     form: Form  # the kind of layer, and the variant
-    of_experts: ExpertTensor | None = None  # what it has of an array of a mixture's experts
+    of_experts: ExpertTensor | None = None  # its part of an array of a mixture's experts
 
 
 def merged_tensors(folder: AdapterFolder, weights: Weights, layouts: Mapping[str, str] | None) -> list[MergedTensor]:
-    """Return the weights that an adapter changes, in the order of the base's files; require that it fits each."""
+    """Return the weights that an adapter changes, in the order of the base's files, and require that it fits."""
     arrays = {path: module for path, module in folder.modules.items() if module.form.experts}
     modules = {path: module for path, module in folder.modules.items() if path not in arrays}
     names = _weight_names([*modules], weights)
@@ -72,7 +71,7 @@ def merged_tensors(folder: AdapterFolder, weights: Weights, layouts: Mapping[str
     for path, name in names.items():
         _check_fit(name, lie[path], modules[path], weights)
         found.append((path, name, lie[path], None))
-    for path in folder.with_base:  # PEFT saves the weight of an adapted embedding too
+    for path in folder.with_base:  # PEFT saves an adapted embedding's weight too
         key, name = f"{PREFIX}{path}.{BASE}", names[path]
         if not same_bytes(folder.file, key, weights.holder[name], name):
             reason = f"{short(key)} is not the base's {short(name)}: the adapter is of another base"
@@ -86,12 +85,12 @@ def merged_tensors(folder: AdapterFolder, weights: Weights, layouts: Mapping[str
 
 
 def _refused(weights: Weights, name: str, what: str) -> FileRefused:
-    """Return the error of a tensor that cannot be merged."""
+    """Return the error for a tensor that cannot be merged."""
     return FileRefused(weights.holder[name].path, f"{short(name)} {what}")
 
 
 def _check_float(name: str, weights: Weights) -> None:
-    """Require a weight of a floating-point type."""
+    """Require a weight with a floating-point dtype."""
     dtype = weights.spec(name).dtype
     if dtype not in FLOATS:
         way = WAY + (NF4_WAY if f"{name}.{NF4_STATE}" in weights.holder else "")
@@ -100,7 +99,7 @@ def _check_float(name: str, weights: Weights) -> None:
 
 
 def _check_fit(name: str, layout: str, module: AdaptedModule, weights: Weights) -> None:
-    """Require the shape that the adapter is made for."""
+    """Require the shape that the adapter fits."""
     form, shape = module.form, weights.spec(name).shape
     expected = form.weight_shape(*module.shape, layout)
     if shape != expected:
@@ -113,9 +112,9 @@ def _check_fit(name: str, layout: str, module: AdaptedModule, weights: Weights) 
 def _weight_names(modules: list[str], weights: Weights) -> dict[str, str]:
     """Return the base's name for each adapted module's weight.
 
-    The names are the module's paths. Files of a model without its head leave out the path's first part, as GPT-2's do
-    ("h.0.attn" for "transformer.h.0.attn"): where all names fit so, and not otherwise, that is followed. Files of a
-    model that sees may begin otherwise, its language part and its eyes each in a way of its own (`PREFIX_ALIASES`).
+    The names are the modules' paths. Files of a model without its head omit the path's first part, such as GPT-2's
+    ("h.0.attn" for "transformer.h.0.attn"): this is accepted if all names fit that way and not otherwise. In a
+    multimodal model the language part and the encoder may each have another prefix (`PREFIX_ALIASES`).
     """
     for dropped in _dropped(modules):
         names = {module: module.removeprefix(dropped) + ".weight" for module in modules if module.startswith(dropped)}
@@ -138,13 +137,13 @@ def _weight_names(modules: list[str], weights: Weights) -> dict[str, str]:
 
 
 def _seen(module: str, weights: Weights) -> str | None:
-    """Return the weight of a module in a model that sees, by any name that it may have; None where there is none."""
+    """Return a module's weight in a multimodal model under any possible name; None if there is none."""
     names = (f"{re.sub(one, other, module)}.weight" for one, other in (("", ""), *PREFIX_ALIASES))
     return next((name for name in names if name in weights.holder), None)
 
 
 def _dropped(modules: list[str]) -> list[str]:
-    """Return what may be missing before the names of some modules: nothing, or their paths' first part."""
+    """Return the prefixes that modules' names may lack: nothing, or their paths' first part."""
     return ["", *{module.partition(".")[0] + "." for module in modules[:1]}]
 
 
@@ -158,7 +157,7 @@ def _of_experts(arrays: Mapping[str, AdaptedModule], weights: Weights) -> dict[s
     }
 
 
-# --- which way round a weight lies ------------------------------------------------------------------------------------
+# --- the layout of weights --------------------------------------------------------------------------------------------
 
 
 def _layouts(
@@ -168,11 +167,11 @@ def _layouts(
     weights: Weights,
     layouts: Mapping[str, str] | None,
 ) -> dict[str, str]:
-    """Return how each adapted module's weight lies: as the caller says, else as the adapter's flag says of all.
+    """Return the layout of each adapted module's weight: the caller's, or else that of the adapter's flag.
 
-    Of a square weight the flag is not enough where a neighbour, or else any matrix of the base, lies otherwise. A flag
-    that says (in, out) is that of a Conv1D among Linears: it is not enough either where it is for several kinds of
-    module and no matrix of this one's name shows it; where it is for one module alone, only such a matrix speaks.
+    For a square weight the flag is not enough if a neighbour, or else any matrix of the base, has the other layout. A
+    flag for (in, out) belongs to a Conv1D among Linears. It is not enough either if it covers several kinds of modules
+    and no matrix of this name confirms it; if it covers only one module, only such a matrix counts.
     """
     lie = {path: "in-out" if module.form.kind == "embedding" else "out-in" for path, module in modules.items()}
     linear = [path for path, module in modules.items() if module.form.kind == "linear"]
@@ -204,7 +203,7 @@ def _layouts(
 
 
 def _said(modules: list[str], layouts: Mapping[str, str] | None) -> dict[str, str]:
-    """Return what the caller says of each module; the longest name decides."""
+    """Return the caller's layout for each module; the longest match decides."""
     layouts, said = layouts or {}, dict[str, str]()
     for name in sorted(layouts, key=len):
         if layouts[name] not in LAYOUTS:
@@ -212,13 +211,13 @@ def _said(modules: list[str], layouts: Mapping[str, str] | None) -> dict[str, st
         named = [module for module in modules if f".{module}".endswith(f".{name}")]
         if not named:
             has = short(modules[0]) if modules else "no linear layer, and only their weights lie in two ways"
-            raise ValueError(f"layouts has {name!r}, which is no module of the adapter; it has {has}")
+            raise ValueError(f"layouts has {name!r}, which is not a module of the adapter; it has {has}")
         said |= dict.fromkeys(named, layouts[name])
     return said
 
 
 def _shown(names: Mapping[str, str], modules: Mapping[str, AdaptedModule], weights: Weights) -> dict[str, set[str]]:
-    """Return how matrices lie, by both parts of their names: the adapter's factors show it, or a bias."""
+    """Return the layouts of matrices by both parts of their names, as shown by the adapter's factors or a bias."""
     outputs = {name: modules[path].shape[0] for path, name in names.items()}
     shown: dict[str, set[str]] = defaultdict(set)
     for name in weights.holder:

@@ -1,9 +1,9 @@
-"""Tensors in files of the safetensors format: one file, or the shards of a model with their index.
+"""Tensors in safetensors files: a single file, or a model's shards with their index.
 
-A file is 8 bytes with the header's length, a header in JSON, and the tensors' bytes, one after the other. The library
-`safetensors` judges the header: shapes, types, offsets, overlaps. The tensors are then read by plain reads, a tensor or
-some bytes at a time, so that no more memory fills than is asked for: the pages of a map of the whole file would count.
-Nothing in a file is executed; a pickle is no such file.
+A file is 8 bytes with the header's length, a header in JSON, and the tensors' bytes in sequence. The library
+`safetensors` validates the header: shapes, types, offsets, overlaps. The tensors are then read with plain reads, in
+whole or in part, to bound the memory: the pages of a memory map of the whole file would count as used. Nothing in a
+file is executed, and pickles are refused.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ from .dtypes import FLOATS, cast
 INDEX_NAME, SINGLE_NAME = "model.safetensors.index.json", "model.safetensors"
 MODEL_CONFIG = "config.json"
 NF4_STATE = "quant_state.bitsandbytes__nf4"
-"""The end of the name under which bitsandbytes keeps how a weight was quantised."""
+"""The suffix of bitsandbytes' tensor with a weight's quantisation state."""
 
 BLOCK_BYTES = 4 << 20
-"""Bytes of a tensor that are compared, copied or merged at a time."""
+"""The number of bytes of a tensor that are compared, copied or merged at a time."""
 
 NAMES = {dtype.name: name for name, dtype in FLOATS.items()} | {"uint8": "U8"}
-"""The format's names for NumPy's types that are written."""
+"""The format's names for NumPy dtypes that are written."""
 
 
 def type_named(name: str) -> np.dtype[Any]:
-    """Return NumPy's type for one of the format's; for those that we do not compute with, an unsigned one as wide."""
+    """Return NumPy's dtype for the format's name; for types we only copy, an unsigned integer of the same width."""
     digits = "".join(filter(str.isdigit, name.partition("_")[0]))
     return FLOATS.get(name) or np.dtype(f"<u{max(1, int(digits or 8) // 8)}")
 
@@ -50,27 +50,27 @@ OTHER_FORMATS = {
     b"GGUF": "it is a .gguf file. For llama.cpp, `minilora export` makes an adapter a file that --lora adds; "
     "`minilora merge` writes a folder from a file that is named .gguf",
 }
-"""What a file with such a beginning is that stands in the place of a safetensors file."""
+"""Other kinds of files by their first bytes, for messages."""
 
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """Where a tensor lies in its file."""
+    """The position of a tensor in its file."""
 
-    dtype: str  # in the format's names: "F32", "BF16", ...
+    dtype: str  # the format's name: "F32", "BF16", ...
     shape: tuple[int, ...]
-    start: int  # its first byte, counted from the file's first
-    end: int  # the byte after its last
+    start: int  # the offset of its first byte in the file
+    end: int  # the offset after its last byte
 
 
 class TensorFile:
-    """A safetensors file, its header judged and its tensors still on the disk; what is none is a FileRefused."""
+    """A safetensors file with a validated header and its tensors still on the disk; an invalid one is a FileRefused."""
 
     path: Path
-    file: RegularFile  # open for as long as this object lives: all tensors come from the file that was judged
-    header: bytes  # all that comes before the tensors' bytes
-    metadata: dict[str, str]  # the text beside the tensors; empty where there is none
-    tensors: dict[str, TensorSpec]  # in the order of their bytes
+    file: RegularFile  # open while this object lives, so all tensors come from the validated file
+    header: bytes  # everything before the tensors' bytes
+    metadata: dict[str, str]  # the header's metadata, possibly empty
+    tensors: dict[str, TensorSpec]  # in file order
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
@@ -83,7 +83,7 @@ class TensorFile:
                 other = (what for start, what in OTHER_FORMATS.items() if first.startswith(start))
                 raise FileRefused(path, next(other, str(error))) from error
             self.header = first + self.file.read(int.from_bytes(first, "little"))
-        self.file.check_unchanged(self.path)  # so this is what the library has judged
+        self.file.check_unchanged(self.path)  # so this is the header that the library validated
         entries, data = json.loads(self.header[8:]), len(self.header)
         self.metadata = entries.pop("__metadata__", None) or {}
         specs = {
@@ -93,7 +93,7 @@ class TensorFile:
         self.tensors = dict(sorted(specs.items(), key=lambda item: (item[1].start, item[1].end)))
 
     def read(self, name: str) -> np.ndarray:
-        """Return a tensor of floats; bfloat16 comes as float32, which holds it exactly."""
+        """Read a tensor of floats; bfloat16 becomes float32, which is exact."""
         spec = self.tensors[name]
         if spec.dtype not in FLOATS:
             raise FileRefused(self.path, f"{short(name)} has dtype {spec.dtype}, expected one of {', '.join(FLOATS)}")
@@ -101,7 +101,7 @@ class TensorFile:
         return cast(numbers, "float32" if numbers.dtype == bfloat16 else numbers.dtype.newbyteorder("="))
 
     def numbers(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
-        """Return a tensor's numbers from one place to another, in a row, in the type that `type_named` has for them."""
+        """Return a slice of a tensor's flattened numbers, in the dtype from `type_named`."""
         spec, dtype = self.tensors[name], type_named(self.tensors[name].dtype)
         end = spec.end if stop is None else spec.start + stop * dtype.itemsize
         return self._bytes(spec.start + start * dtype.itemsize, end).view(dtype)
@@ -113,7 +113,7 @@ class TensorFile:
             yield self._bytes(start, min(start + BLOCK_BYTES, spec.end))
 
     def _bytes(self, start: int, end: int) -> np.ndarray:
-        """Return the bytes of the file from one place to another."""
+        """Return the bytes of the file between two offsets."""
         with reading(self.path):
             self.file.seek(start)
             raw = np.fromfile(self.file, np.uint8, end - start)
@@ -121,7 +121,7 @@ class TensorFile:
         return raw
 
     def also_named(self, name: str, second: str) -> TensorFile:
-        """Return the file with a tensor under a second name too, which stands last."""
+        """Return the file with a copy of a tensor under a second name at the end."""
         entries, spec = json.loads(self.header[8:]), self.tensors[name]
         end = max(other.end for other in self.tensors.values()) - len(self.header)
         offsets = [end, end + spec.end - spec.start]
@@ -132,7 +132,7 @@ class TensorFile:
 
 
 def same_bytes(first: TensorFile, name: str, other: TensorFile, other_name: str) -> bool:
-    """Return whether two tensors have one type, one shape and the same bits."""
+    """Return whether two tensors have the same type, shape and bits."""
     ours, theirs = first.tensors[name], other.tensors[other_name]
     return (ours.dtype, ours.shape) == (theirs.dtype, theirs.shape) and all(
         np.array_equal(a, b) for a, b in zip(first.blocks(name), other.blocks(other_name), strict=True)
@@ -140,7 +140,7 @@ def same_bytes(first: TensorFile, name: str, other: TensorFile, other_name: str)
 
 
 def in_dtype(array: np.ndarray, dtype: Any, path: Path, reaches: str) -> np.ndarray:
-    """Return finite numbers of a file in another type that can hold them; `reaches` says in an error whose they are."""
+    """Cast a file's finite numbers to another dtype, and refuse overflow; `reaches` begins the error's text."""
     rounded = cast(array, np.dtype(dtype).name)
     if rounded.itemsize < array.itemsize and not np.isfinite(rounded).all():
         raise FileRefused(path, f"{reaches} {float(np.abs(array).max()):g}, which {rounded.dtype} cannot hold")
@@ -151,7 +151,7 @@ def in_dtype(array: np.ndarray, dtype: Any, path: Path, reaches: str) -> np.ndar
 
 
 def write_tensors(file: BinaryIO, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
-    """Write a safetensors file, the tensors in order; the library's own `save` orders metadata anew in each run."""
+    """Write a safetensors file with the tensors in order; the library's own `save` reorders metadata in each run."""
     entries: dict[str, Any] = {"__metadata__": metadata}
     end = 0
     for name, tensor in tensors.items():
@@ -164,7 +164,7 @@ def write_tensors(file: BinaryIO, tensors: Mapping[str, np.ndarray], metadata: M
 
 
 def _header(entries: Mapping[str, Any]) -> bytes:
-    """Return the length of a header, and the header, filled up to 8 bytes."""
+    """Return a header with its length, padded to a multiple of 8 bytes."""
     text = json.dumps(entries, ensure_ascii=False, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text
@@ -176,12 +176,12 @@ def _header(entries: Mapping[str, Any]) -> bytes:
 class Index(msgspec.Struct):
     """The index of a model's shards, ``model.safetensors.index.json``."""
 
-    weight_map: dict[str, str]  # by a tensor's name the file that holds it
+    weight_map: dict[str, str]  # the file of each tensor, by name
 
 
 @dataclass(frozen=True)
 class Weights:
-    """A model's weights: their files, which of them holds which tensor, and the index where there is one."""
+    """A model's weights: their files, the file of each tensor, and the index if there is one."""
 
     files: list[TensorFile]
     holder: Mapping[str, TensorFile]
@@ -190,20 +190,20 @@ class Weights:
 
     @property
     def path(self) -> Path:
-        """What to name in a message about the whole of it."""
+        """The path to show in messages about all weights."""
         return self.index or self.files[0].path
 
     def spec(self, name: str) -> TensorSpec:
-        """Return the shape, the type and the place of a tensor."""
+        """Return the shape, dtype and position of a tensor."""
         return self.holder[name].tensors[name]
 
     def read(self, name: str) -> np.ndarray:
-        """Return a tensor of floats."""
+        """Read a tensor of floats."""
         return self.holder[name].read(name)
 
 
 def open_weights(path: Path) -> Weights:
-    """Open a safetensors file, an index of shards, or a folder with one of them: programs differ in which they take."""
+    """Open a safetensors file, an index of shards, or a folder with exactly one of the two, since programs differ."""
     if not os.path.isdir(path):
         return _open_shards(path) if path.suffix == ".json" else _open_single(path)
     if not os.path.exists(path / INDEX_NAME):
@@ -213,7 +213,7 @@ def open_weights(path: Path) -> Weights:
     if os.path.exists(single) and [file.path for file in weights.files] != [single]:
         raise FileRefused(
             single,
-            f"beside {INDEX_NAME}, which names other files: programs differ in which they take. Remove one of them",
+            f"next to {INDEX_NAME}, which names other files: programs differ in which they read. Remove one of them",
         )
     return weights
 
@@ -224,20 +224,18 @@ def _open_single(path: Path) -> Weights:
 
 
 def _open_shards(path: Path) -> Weights:
-    """Open the shards that an index names; each tensor must stand once, where the index says, if it says so."""
+    """Open the shards of an index; each tensor must occur once, in the file that the index names."""
     index, text = open_regular(path), read_whole(path)
     weight_map = parse_json(path, text, Index).weight_map
     files = {shard: TensorFile(member(path.parent, shard)) for shard in sorted(set(weight_map.values()))}
-    index.check_unchanged(path)  # so the files are of one save
+    index.check_unchanged(path)  # so the files are from one save
     for name, shard in weight_map.items():
         if name not in files[shard].tensors:
-            raise FileRefused(files[shard].path, f"there is no {short(name)}, which {path.name} says it holds")
-    # What a shard holds belongs to the model, also where the index leaves it out: transformers has it so.
+            raise FileRefused(files[shard].path, f"there is no {short(name)}, which {path.name} lists for this file")
+    # As in transformers, all tensors of a shard belong to the model, even if the index omits them.
     holder = {name: files[shard] for name, shard in weight_map.items()}
     for file in files.values():
         for name in file.tensors:
             if holder.setdefault(name, file) is not file:
-                raise FileRefused(
-                    file.path, f"{short(name)} stands here and in {holder[name].path.name}: expected once"
-                )
+                raise FileRefused(file.path, f"{short(name)} is here and in {holder[name].path.name}: expected once")
     return Weights(list(files.values()), holder, path, text)

@@ -1,12 +1,12 @@
-"""LoftQ: a layer in four bits, and an adapter that starts at what those lose.
+"""LoftQ: a layer in four bits, with an adapter initialised to the quantisation error.
 
-Q and s B A together are to be near W, so each is chosen in turn for what the other leaves over, from B A = 0:
+Q + s B A should be near W, so each in turn approximates the other's remainder, starting at B A = 0:
 
     Q = the quantised W - s B A                          (loftq.1)
     s B A = the best matrix of rank r near W - Q         (loftq.2)     from singular values, as (pissa.1)
 
-The first round alone makes |W - Q - s B A| smaller than the |W - Q| of quantising once. Later rounds gain less, and may
-lose: (loftq.2) cannot make the sum worse, (loftq.1) can. So the best round is kept.
+The first round already makes |W - Q - s B A| smaller than the |W - Q| of plain quantisation. Later rounds gain less and
+may even lose: (loftq.2) cannot make the sum worse, but (loftq.1) can. So the best round is kept.
 
 Source: Li et al., "LoftQ: LoRA-Fine-Tuning-Aware Quantization for Large Language Models", arXiv 2310.08659,
 algorithm 1.
@@ -25,7 +25,7 @@ from .pissa import pissa
 def loftq_layer(
     layer: Linear, *, rank: int, alpha: float, rounds: int, **options: Any
 ) -> tuple[QuantizedLinear, Adapter]:
-    """Return the layer in four bits, and its adapter. `options` are those of `QuantizedLinear.from_linear`."""
+    """Return the quantised layer with its adapter. `options` are those of `QuantizedLinear.from_linear`."""
     W, tried = layer.weight, []
     change = 0 * W
     for _ in range(rounds):

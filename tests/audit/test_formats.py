@@ -12,7 +12,7 @@ from minilora.texts import FileRefused, short
 from .adapters import EXPERTS, PREFIX, config, expert_factors, factors, gguf, kohya, mlx, paths, peft
 
 Q = paths("q_proj")
-NO_PICKLE = "a pickle, which can run code when it is read: save it as safetensors"
+NO_PICKLE = "a pickle, which can run code when it is loaded: save it as safetensors"
 NO_PLACE = "expected adapter_model.safetensors, adapters.safetensors, or one .safetensors or .gguf file: it has"
 OTHERS = {
     "hada_w1_a": "LoHa", "lokr_w1": "LoKr", "oft_blocks": "OFT", "oft_diag": "OFT", "boft_R": "BOFT",

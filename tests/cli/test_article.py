@@ -69,7 +69,7 @@ def test_article_goes_on_from_its_checkpoint_and_refuses_another(small_article, 
     kept = ("--checkpoint", tmp_path / "c.ckpt")
     (whole, _), (first, before), (again, after) = told(), told(*kept), told(*kept)
     assert whole == first == again
-    said = f"minilora: the checkpoint stands at epoch 3 of 3 of the adapter ({tmp_path / 'c.ckpt'})\n"
+    said = f"minilora: the checkpoint is at epoch 3 of 3 of the adapter ({tmp_path / 'c.ckpt'})\n"
     assert (before, after) == ("", said)
     assert sorted(os.listdir(tmp_path)) == ["c.adapter.ckpt", "c.ckpt"]
     assert "rank is 1 there and 2 here" in shell.refused("article --epochs 3 --rank 2", *kept)
@@ -78,7 +78,7 @@ def test_article_goes_on_from_its_checkpoint_and_refuses_another(small_article, 
 def test_ctrl_c_says_which_training_is_kept(small_article, tmp_path, shell, monkeypatch):
     right, typed = article.train, f"article --epochs 2 --checkpoint {tmp_path}/c"
     monkeypatch.setattr(sys, "argv", ["minilora"])
-    for trained, said in ((0, ""), (1, f"epoch 2 of 2 of the base ({tmp_path}/c) is kept, and this command goes on")):
+    for trained, said in ((0, ""), (1, f"epoch 2 of 2 of the base ({tmp_path}/c) is kept")):
         left = [right] * trained
 
         def interrupted(*given, left=left, **options):
@@ -90,13 +90,13 @@ def test_ctrl_c_says_which_training_is_kept(small_article, tmp_path, shell, monk
         shell(typed, code=130)
         first, second, *more = shell.err.splitlines()
         assert (first, second) == ("", "minilora: interrupted")
-        assert more == ([f"minilora: {said} from there:", f"  minilora {typed}"] if said else [])
+        assert more == ([f"minilora: {said}; resume with this command:", f"  minilora {typed}"] if said else [])
 
 
 def test_an_adapter_is_refused_before_the_work(no_work, adapter, shell):
     """Unless it may be replaced, as above."""
     before = contents(adapter)
-    said = f"save {str(adapter)!r} holds an adapter: name another folder, or say --overwrite"
+    said = f"save {str(adapter)!r} has an adapter: choose another folder, or pass --overwrite"
     assert shell.refused(f"article --epochs 1 --save {adapter}") == said
     assert contents(adapter) == before
 

@@ -33,7 +33,7 @@ def test_check_fails_on_a_gradient_off_by_a_billionth(monkeypatch, shell, small_
 
 def test_a_failing_check_ends_with_what_is_wrong(monkeypatch, shell, small_check):
     changed_backward(monkeypatch, lambda name, grad: grad * 0.75 if name == "lora_B" else grad)
-    table, end = shell("check", code=1).split("\nThe wrong ones again:\n")
+    table, end = shell("check", code=1).split("\nWrong gradients:\n")
     wrong = [line for line in table.splitlines() if line.endswith("WRONG")]
     head, *repeated, _, summary = end.splitlines()
     assert head == table.splitlines()[0]
@@ -55,7 +55,7 @@ gradient of  at         checked     error   allowed
 fc dW  N=3   8 directions   2.0e+00   1.0e-09  WRONG
 fc x   N=10     6 entries   0.0e+00   1.0e-12  ok
 
-The wrong ones again:
+Wrong gradients:
 gradient of  at         checked     error   allowed
 fc dW  N=3   8 directions   2.0e+00   1.0e-09  WRONG
     along one direction it is 3, and the measured slope is 1

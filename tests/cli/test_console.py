@@ -93,7 +93,7 @@ def test_a_command_to_go_on_with_is_told_whole(capsys, monkeypatch):
         monkeypatch.setattr(sys, "argv", [started])
         say_goes_on("step 7 of 30 is kept", typed)
         said, command = capsys.readouterr().err.splitlines()
-        assert said == "minilora: step 7 of 30 is kept, and this command goes on from there:"
+        assert said == "minilora: step 7 of 30 is kept; resume with this command:"
         assert command.startswith("  " + program[0])
         assert shlex.split(command) == [*program, *typed]
 

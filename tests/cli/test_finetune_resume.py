@@ -81,7 +81,7 @@ def test_ctrl_c_says_what_is_kept_and_what_goes_on(often, shell, standin, monkey
         assert cli.main() == 130
     out, shell.err = shell.capsys.readouterr()
     first = rows(out)
-    said = f"\nminilora: interrupted\nminilora: step 2 of 3 is kept in {kept}, and this command goes on from there:"
+    said = f"\nminilora: interrupted\nminilora: step 2 of 3 is kept in {kept}; resume with this command:"
     assert shell.err.startswith(said)
     program, *again = shlex.split(shell.err.splitlines()[-1])
     assert (program, again) == ("minilora", shlex.split(typed))
@@ -98,7 +98,7 @@ def test_of_epochs_the_steps_to_come_are_not_told(often, shell, monkeypatch):
     few = "finetune text --model model --save a --batch-size 4 --length 8 --epochs 0.05 --target-modules q_proj"
     with interrupted(3):
         shell(few, code=130)
-    assert "minilora: step 2 is kept in a.checkpoint, and this command goes on from there:\n" in shell.err
+    assert "minilora: step 2 is kept in a.checkpoint; resume with this command:\n" in shell.err
     monkeypatch.setitem(FITTING, "steps", (1, 1))  # which are those of no epoch: more may be done
     assert "resume   from step 2 (a.checkpoint)\n" in shell(few)
 
@@ -120,7 +120,7 @@ def test_a_stopped_training_gives_way_when_asked(folder, shell, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr(Llama, "load", stop)
         shell(TYPED, "--seed", "5", "--overwrite", code=130)
-    assert "nothing is kept in a.checkpoint yet" in shell.err
+    assert "nothing is saved in a.checkpoint yet" in shell.err
     assert Path("a.checkpoint").read_bytes() == kept  # until the other begins
     shell(TYPED, "--seed", "5", "--overwrite")
     assert not Path("a.checkpoint").exists()
@@ -165,7 +165,7 @@ def test_a_training_replaces_its_own_files_alone(folder, shell, pictures):
     for option, name in diaries.items():
         Path(name).write_text("dear diary")
         for more in ("--checkpoint c", "--save b"):  # one that goes on, and one that begins
-            said = f"{name!r} is there already: name another, or say --overwrite"
+            said = f"{name!r} already exists: choose another path, or pass --overwrite"
             assert said in shell.refused(f"{typed} {more} {option} {name}")
             assert Path(name).read_text() == "dear diary"
     shell(f"{typed} --save b --overwrite {both}")
@@ -212,7 +212,7 @@ def test_a_checkpoint_replaces_no_other_trainings_adapter(folder, shell):
     before = contents("precious")
     mine = f"{TYPED} --steps 3 --checkpoint c"
     shell(mine)
-    said = "save 'precious' holds an adapter: name another folder, or say --overwrite"
+    said = "save 'precious' has an adapter: choose another folder, or pass --overwrite"
     assert shell.refused(mine, "--save", "precious") == said
     assert contents("precious") == before
     for steps in "34":
@@ -273,7 +273,7 @@ def test_a_failed_save_says_what_is_kept_and_goes_on(often, shell, monkeypatch):
         patched.setattr("minilora.files.adapters._write", lambda *a, **k: (_ for _ in ()).throw(full))
         first, second, command = shell.refused(TYPED).splitlines()
     assert first == "[Errno 28] No space left on device: 'a'"
-    assert second == "minilora: step 3 of 3 is kept in a.checkpoint, and this command goes on from there:"
+    assert second == "minilora: step 3 of 3 is kept in a.checkpoint; resume with this command:"
     shell(*shlex.split(command)[1:])
 
 
@@ -289,7 +289,7 @@ def test_training_goes_on_unkept_unless_keeping_was_asked(often, shell, monkeypa
     shell(QUICK, "--steps", "4")
     said = "no checkpoint after step 2, the training continues: [Errno 28] No space left on device: 'a.checkpoint'"
     assert shell.err == f"minilora: {said}\n"
-    assert "minilora: step 1 of 3 is kept in c, and this command" in shell.refused(QUICK, "--checkpoint", "c")
+    assert "minilora: step 1 of 3 is kept in c; resume with this command" in shell.refused(QUICK, "--checkpoint", "c")
     saved = contents("a")
     assert "minilora: step 1 of 2 is kept" in shell.refused(QUICK, "--steps", "2", "--checkpoint", "d", "--seed", "7")
     assert contents("a") == saved  # nor is an adapter written whose last step is not kept

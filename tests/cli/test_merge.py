@@ -22,7 +22,7 @@ def test_merge_writes_the_checkpoint_and_a_dry_run_does_not(adapter, tmp_path, s
     shell(command, "--dry-run")
     assert not out.exists()
     out.write_bytes(b"kept")
-    assert shell.refused(command) == f"-o {str(out)!r} is there already: name another, or say --overwrite"
+    assert shell.refused(command) == f"-o {str(out)!r} already exists: choose another path, or pass --overwrite"
     shell(command, "--dry-run")  # which replaces nothing
     assert out.read_bytes() == b"kept"
     out.unlink()
@@ -70,10 +70,10 @@ def test_a_gguf_model_is_merged_and_exported_for_as_asked(tmp_path, shell, monke
     assert shell("export a --model m.gguf -o o.gguf") == "2 modules written to o.gguf\n"
     assert [" ".join(map(str, places)) for places in given] == ["m.gguf a o", "a m.gguf o.gguf"]
     for more in ("--dry-run", "--layout c=in-out"):
-        said = "--layout and --dry-run are for weights in safetensors, and the model is a .gguf file"
+        said = "--layout and --dry-run apply to safetensors, and the model is a .gguf file"
         assert shell.refused(f"merge m.gguf a -o o {more}") == said
     Path("o.gguf").touch()
-    said = "-o 'o.gguf' is there already: name another, or say --overwrite"
+    said = "-o 'o.gguf' already exists: choose another path, or pass --overwrite"
     assert shell.refused("export a --model m.gguf -o o.gguf") == said
     shell("export a --model m.gguf -o o.gguf --overwrite")
 

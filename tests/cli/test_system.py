@@ -65,7 +65,7 @@ def test_chats_given_a_message_train_as_those_that_have_it():
 
 
 def test_generate_takes_the_kept_message_and_says_so(shell):
-    note = "minilora: the adapter's system message stands first (--system gives another): {}\n"
+    note = "minilora: the adapter's system message comes first (--system replaces it): {}\n"
     kept("--system", LONG)
     shell("generate the --model model --adapter b --tokens 1 --chat")
     assert shell.err == note.format(printable(LONG, 80))

@@ -176,9 +176,9 @@ def test_rank_and_seed_say_what_is_drawn(shell):
     [
         (
             "--layer Linea",
-            "--layer 'Linea' is no layer of minilora check; did you mean 'Linear' or 'LoRALinear'?",
+            "--layer 'Linea' is not a layer of minilora check; did you mean 'Linear' or 'LoRALinear'?",
         ),
-        ("--layer zzz", "--layer 'zzz' is no layer of minilora check; minilora check prints their names"),
+        ("--layer zzz", "--layer 'zzz' is not a layer of minilora check; minilora check prints their names"),
         ("--layer Linear --rank 2", "--rank 2: the layer 'Linear' has no adapter of this rank"),
         ("--layer 'Llama, LoRA' --rank 5", "--rank 5: the layer 'Llama, LoRA' has no adapter of this rank"),
         ("--rank 0", "rank must be at least 1, got 0"),

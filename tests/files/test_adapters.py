@@ -90,7 +90,7 @@ def test_an_adapter_replaces_the_one_before_it(saved, tmp_path):
     folder = variant(saved, tmp_path)
     new = {"other": LoRA(np.ones((1, 3)), np.ones((2, 1)), 2.0)}
     before = contents(folder)
-    with pytest.raises(ValueError, match=r"holds an adapter: name another folder, or say overwrite=True$"):
+    with pytest.raises(ValueError, match=r"has an adapter: choose another folder, or pass overwrite=True$"):
         save_adapter(folder, new)
     assert contents(folder) == before
     save_adapter(folder, new, overwrite=True)
@@ -228,7 +228,7 @@ def test_both_files_are_told_before_anything_is_written(tmp_path):
     for options in ({}, {"system": "sat", "dtype": "bfloat16"}):
         save_adapter(folder, ONE, **options, overwrite=True, before=lambda *files: said.append(files))
         assert said[-1] == tuple((folder / name).read_bytes() for name in (CONFIG, WEIGHTS))
-    with pytest.raises(ValueError, match="holds an adapter"):
+    with pytest.raises(ValueError, match="has an adapter"):
         save_adapter(folder, ONE, before=full)
     assert len(said) == 3
 

@@ -461,7 +461,7 @@ def test_mutated_checkpoints_resume_to_the_same_bits_or_are_refused(tmp_path):
     assert refused > 84
 
 
-DAMAGED = "damaged: its checksum is not that of its contents"
+DAMAGED = "damaged: its checksum does not match its contents"
 
 
 @pytest.mark.parametrize("part", ["m", "params", "v"])

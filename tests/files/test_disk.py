@@ -68,7 +68,7 @@ def test_a_file_is_read_up_to_a_size(tmp_path, monkeypatch):
     assert read_whole(tmp_path / "a") == b"12345"
     assert read_start(tmp_path / "a", 2) == b"12"
     monkeypatch.setattr("minilora.files.disk.MOST_BYTES", 4)
-    with pytest.raises(FileRefused, match=r"larger than the 4 bytes that such a file can need$"):
+    with pytest.raises(FileRefused, match=r"larger than 4 bytes, the most that such a file can need$"):
         read_whole(tmp_path / "a")
 
 
@@ -319,9 +319,9 @@ def test_a_place_that_takes_no_adapter_is_said_in_full(tmp_path, monkeypatch):
             save_adapter(path, layers(*OLD))
         assert str(error.value) == f"'{path}': '{tmp_path / 'file'}' is a file, expected a folder or a new name"
     monkeypatch.setattr(os, "access", lambda path, mode: False)
-    with pytest.raises(ValueError, match="cannot be written") as error:
+    with pytest.raises(ValueError, match="is not writable") as error:
         save_adapter(tmp_path / "new" / "a", layers(*OLD))
-    assert str(error.value) == f"'{tmp_path / 'new' / 'a'}': the folder '{tmp_path}' cannot be written"
+    assert str(error.value) == f"'{tmp_path / 'new' / 'a'}': the folder '{tmp_path}' is not writable"
     assert contents(tmp_path) == {"file": b"precious"}
 
 
@@ -388,5 +388,5 @@ def test_a_file_that_is_there_is_replaced_only_where_asked(tmp_path):
     check_new_file("the log", there, True)
     check_new_file("the log", tmp_path / "new", False)
     check_new_file("the log", None, False)
-    with pytest.raises(ValueError, match="is there already: name another, or say --overwrite"):
+    with pytest.raises(ValueError, match="already exists: choose another path, or pass --overwrite"):
         check_new_file("the log", there, False)

@@ -191,7 +191,7 @@ PAIRS = "there are 2 pairs of factors for arrays of 'experts', and target_parame
         ({"target_parameters": ["experts.down_proj"]}, PAIRS.format(["down_proj"])),
         ({"target_parameters": ["other.w"]}, PAIRS.format([])),
         ({"target_parameters": ["experts.up", "experts.down"]},
-         "target_parameters names ['down', 'up'] of 'experts': which key is whose is not known"),
+         "target_parameters names ['down', 'up'] of 'experts': the keys cannot be assigned"),
         ({"target_parameters": "experts.down_proj"}, "Expected `array`, got `str` - at `$.target_parameters`"),
         ({"target_parameters": [1]}, "Expected `str`, got `int` - at `$.target_parameters[0]`"),
         ({"target_parameters": []}, "target_modules is [], expected names or a regular expression"),
@@ -241,6 +241,6 @@ def test_dora_of_an_array_is_refused(tmp_path):
     save_adapter(tmp_path, adapters(trained(mixture(), NAMES[1:2])))
     magnitude = {"base_model.model.experts.lora_magnitude_vector": np.ones(6)}
     rewritten(tmp_path, lambda tensors: tensors | magnitude, use_dora=True)
-    said = "use_dora is True, and target_parameters has adapters: PEFT has no DoRA of an array"
+    said = "use_dora is True, and target_parameters has adapters: PEFT has no DoRA for arrays"
     with refused(f"'{tmp_path / CONFIG}': {said}"):
         load_adapter(tmp_path)

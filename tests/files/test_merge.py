@@ -222,7 +222,7 @@ def test_a_base_is_a_folder_an_index_or_a_file(tmp_path):
         merge_adapter(tmp_path / base, job.adapter, tmp_path / out)
     assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
     shutil.copy(tmp_path / "single" / "model.safetensors", job.base)
-    job.refused(f"base/model.safetensors': beside {INDEX}, which names", out=tmp_path / "out2")
+    job.refused(f"base/model.safetensors': next to {INDEX}, which names", out=tmp_path / "out2")
     merge_adapter(job.base / INDEX, job.adapter, tmp_path / "again")
     merge_adapter(job.base / "model.safetensors", job.adapter, tmp_path / "alone")
     assert (tmp_path / "alone").read_bytes() == (tmp_path / "one").read_bytes()
@@ -363,7 +363,7 @@ def test_a_folder_takes_shards_where_it_is_empty_or_new(tmp_path, monkeypatch):
     for out in (job.adapter, job.base, tmp_path / "file", tmp_path / "link"):
         job.refused(f"out '~/{out.name}' {full}", ValueError, out=out)
     monkeypatch.setattr(os.path, "ismount", lambda path: Path(path).name == "empty")
-    nothing = "is the working folder or a mount point, which nothing can replace: name a new folder"
+    nothing = "is the working folder or a mount point, which cannot be replaced: choose another"
     job.refused(f"out '~/empty' {nothing}", ValueError, out=tmp_path / "empty")
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path / "empty")
@@ -373,7 +373,7 @@ def test_a_folder_takes_shards_where_it_is_empty_or_new(tmp_path, monkeypatch):
     merge_adapter(job.base, job.adapter, tmp_path / "empty")
     assert sorted(os.listdir(tmp_path / "empty")) == sorted(os.listdir(job.base))
     monkeypatch.setattr(os, "access", lambda path, mode: False)
-    job.refused("'~': the folder '~' cannot be written", ValueError)
+    job.refused("'~': the folder '~' is not writable", ValueError)
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,7 @@ def test_a_merged_folder_is_the_adapted_model(tmp_path, adapter, shards):
         assert (tmp_path / "out" / name).read_bytes() == (base / name).read_bytes()
 
 
-OUT = "a link out of the model's folder, whose file would be copied: expected one in it"
+OUT = "a link out of the model's folder, whose target would be copied: expected one inside"
 
 
 def link_out(name):

@@ -287,10 +287,10 @@ REFUSED = [  # tensors that take the place of others or, where they are None, le
      "'~emb.lora_embedding_A' has dtype F64 and '~emb.lora_magnitude_vector' has dtype F32"),
     ({EMB + "lora_magnitude_vector": np.full(3, np.inf)}, "'~emb.lora_magnitude_vector' holds NaN or infinity"),
     ({EMB + "lora_magnitude_vector.weight": np.ones(3)},
-     "the key '~emb.lora_magnitude_vector.weight' is none of ~<module>.lora_A.weight and the like"),
+     "the key '~emb.lora_magnitude_vector.weight' does not have the form ~<module>.lora_A.weight"),
     ({PREFIX + "other.base_layer.weight": np.ones(2)}, "there is no '~other.lora_A.weight'"),
     ({EMB + "base_layer.bias": np.ones(3)},
-     "the key '~emb.base_layer.bias' is none of ~<module>.lora_A.weight and the like"),
+     "the key '~emb.base_layer.bias' does not have the form ~<module>.lora_A.weight"),
     ({EMB + "lora_embedding_A": np.ones((3, 7, 1))},
      "'~emb.lora_embedding_A' has shape [3, 7, 1], expected [3, 7] by the rank 3"),
     ({EMB + "lora_embedding_A": np.ones((7, 3))},
@@ -334,7 +334,7 @@ def test_magnitudes_and_the_configuration_must_agree(saved_dora):
 def test_a_note_of_a_module_without_dora_is_refused(saved_dora, noted):
     save_file(tensors_of(saved_dora), saved_dora / WEIGHTS, {NORM_KEY: noted})
     with pytest.raises(
-        FileRefused, match=f"^'{saved_dora / WEIGHTS}': {NORM_KEY} names .*, which is no module with DoRA"
+        FileRefused, match=f"^'{saved_dora / WEIGHTS}': {NORM_KEY} names .*, which is not a module with DoRA"
     ):
         load_adapter(saved_dora)
 
@@ -342,7 +342,7 @@ def test_a_note_of_a_module_without_dora_is_refused(saved_dora, noted):
 def test_a_note_of_a_plain_module_is_refused(tmp_path):
     save_adapter(tmp_path, {"fc": LoRA(np.ones((1, 2)), np.ones((3, 1)), 1)})
     save_file(tensors_of(tmp_path), tmp_path / WEIGHTS, {NORM_KEY: "fc"})
-    with pytest.raises(FileRefused, match="names 'fc', which is no module with DoRA"):
+    with pytest.raises(FileRefused, match="names 'fc', which is not a module with DoRA"):
         load_adapter(tmp_path)
 
 

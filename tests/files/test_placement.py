@@ -222,7 +222,7 @@ def test_the_longest_name_that_is_said_decides(tmp_path):
 @pytest.mark.parametrize(
     ("layouts", "error", "message"),
     [
-        ({"q": "out-in"}, ValueError, "layouts has 'q', which is no module of the adapter; it has 'x'"),
+        ({"q": "out-in"}, ValueError, "layouts has 'q', which is not a module of the adapter; it has 'x'"),
         ({"x": "transposed"}, ValueError, "layouts['x'] must be 'out-in' or 'in-out', got 'transposed'"),
         ({"x": True}, ValueError, "layouts['x'] must be 'out-in' or 'in-out', got True"),
         ("in-out", TypeError, "string indices must be integers, not 'str'"),

@@ -121,7 +121,7 @@ def test_numbers_of_another_kind_are_not_read(file):
 def test_a_file_cut_after_it_was_opened_is_refused(file):
     os.truncate(file.path, file.tensors["a"].end - 1)
     for read in (file.read, lambda name: [*file.blocks(name)]):
-        with pytest.raises(FileRefused, match=r"another program wrote it while it was read: read it again$"):
+        with pytest.raises(FileRefused, match=r"another program modified it while it was read: read it again$"):
             read("a")
 
 
@@ -252,19 +252,19 @@ def test_a_tensor_in_two_shards_is_refused(tmp_path, weight_map):
     other, here = (ONE, TWO) if weight_map["a"] == ONE else (TWO, ONE)
     with pytest.raises(FileRefused) as error:
         open_weights(tmp_path)
-    assert str(error.value) == f"'{tmp_path / here}': 'a' stands here and in {other}: expected once"
+    assert str(error.value) == f"'{tmp_path / here}': 'a' is here and in {other}: expected once"
 
 
 def test_a_tensor_that_its_shard_lacks_is_refused(tmp_path):
     write_shards(tmp_path, {ONE: {"a": 1}, TWO: {"b": 2}}, {"a": TWO, "b": TWO})
-    with pytest.raises(FileRefused, match=f"{TWO}': there is no 'a', which {INDEX_NAME} says it holds"):
+    with pytest.raises(FileRefused, match=f"{TWO}': there is no 'a', which {INDEX_NAME} lists for this file"):
         open_weights(tmp_path)
 
 
 def test_a_single_file_beside_an_index_of_others_is_refused(tmp_path):
     write_shards(tmp_path, {ONE: {"a": 1}})
     save_file({"a": np.ones(2, "f4")}, tmp_path / SINGLE_NAME)
-    said = f"beside {INDEX_NAME}, which names other files: programs differ in which they take. Remove one of them$"
+    said = f"next to {INDEX_NAME}, which names other files: programs differ in which they read. Remove one of them$"
     with pytest.raises(FileRefused, match=said):
         open_weights(tmp_path)
     assert open_weights(tmp_path / SINGLE_NAME).files[0].path == tmp_path / SINGLE_NAME

@@ -242,12 +242,12 @@ def test_a_name_reaches_what_peft_lets_it_reach(modules, parameters, reached):
     ("change", "error", "message"),
     [
         ({"names": ["experts.up"]}, ValueError,
-         "target_parameters names 'experts.up', which is no array of a mixture without an adapter; there are .*. The "
-         "layers of a shared expert, and all others, are named in target_modules$"),
-        ({"names": [*NAMES, "up_proj"]}, ValueError, "target_parameters names 'up_proj', which is no array of a"),
-        ({"names": "gate.weight"}, TypeError, "target_parameters must be a list of names, and no expression, got 'gat"),
-        ({"use_dora": True}, ValueError, "target_parameters takes no use_dora, as in PEFT"),
-        ({"init": "pissa"}, ValueError, "target_parameters takes no init='pissa', as in PEFT"),
+         "target_parameters names 'experts.up', which is not an array of a mixture without an adapter; there are .*. "
+         "The layers of a shared expert, and all others, belong in target_modules$"),
+        ({"names": [*NAMES, "up_proj"]}, ValueError, "target_parameters names 'up_proj', which is not an array of a"),
+        ({"names": "gate.weight"}, TypeError, "target_parameters must be a list of names, not an expression, got 'gat"),
+        ({"use_dora": True}, ValueError, "target_parameters excludes use_dora, as in PEFT"),
+        ({"init": "pissa"}, ValueError, "target_parameters excludes init='pissa', as in PEFT"),
         ({"target_modules": None}, TypeError, "target_modules must be a list of names or a regular expression"),
         ({"target_modules": ["nothing"]}, ValueError, r"target_modules=\['nothing'\] names no layer"),
         ({"names": [], "target_modules": []}, ValueError, r"target_modules=\[\] names no layer"),
@@ -274,9 +274,9 @@ def test_what_adapt_refuses_draws_no_number(change, error, message):
         ("experts.down_proj", StackedLoRA(np.ones((6, M)), np.ones((D, 6)), 1, experts=3),
          "adapters.*: adapter is of 3 experts, and base has 4"),
         ("shared_expert.up_proj", StackedLoRA(np.ones((2, D)), np.ones((M, 2)), 1),
-         "adapters.*: adapter is of kind 'parameter', expected 'linear' beside Linear"),
+         "adapters.*: adapter is of kind 'parameter', expected 'linear' for Linear"),
         ("experts", StackedLoRA(np.ones((2, D)), np.ones((M, 2)), 1),
-         "adapters names .*, which are no layers without an adapter; there are"),
+         "adapters names .*, which are not layers without an adapter; there are"),
     ],
 )  # fmt: skip
 def test_an_adapter_that_does_not_fit_is_refused(path, adapter, message):

@@ -56,7 +56,7 @@ def save_llama(model: Llama, folder: str | Path) -> None:
     adapted = [path for path, layer in walk(model) if is_adapted(layer)]
     if adapted:
         raise ValueError(
-            f"model has an adapter beside {adapted[0]!r}, which has no place in the folder: save it with save_adapter "
+            f"model has an adapter of {adapted[0]!r}, which cannot be in the folder: save it with save_adapter "
             "and the model without it here, or merge(model) first"
         )
     check_new_folder("folder", folder)

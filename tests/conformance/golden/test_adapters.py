@@ -277,7 +277,7 @@ def test_what_we_read_is_what_the_answer_is_of(golden, id):
         ("refused-missing-factor", r"there is no .*\.lora_B\.weight"),
         ("refused-another-rank", "by the rank 4"),
         ("refused-transposed", "by the rank 4"),
-        ("refused-no-prefix", "is none of base_model"),
+        ("refused-no-prefix", "does not have the form base_model"),
         ("pissa-raw", "init_lora_weights"),
         ("lora-bias", "lora_bias"),
         ("refused-another-shape", "expected in -> out with out = "),

@@ -243,7 +243,7 @@ def test_blocks_are_read_and_never_written():
     assert type(merge(adapted)) is Linear
     with pytest.raises(ValueError, match="a BlockLinear is read from files"):
         merge(adapted, requantize=True)
-    with pytest.raises(ValueError, match="quantised already, a BlockLinear"):
+    with pytest.raises(ValueError, match="already quantised, a BlockLinear"):
         quantize(adapted.base)
 
 

@@ -165,7 +165,7 @@ def test_what_such_a_file_cannot_hold_is_refused_by_name(model_dir, tmp_path, re
     out = tmp_path / "a.gguf"
     out.write_bytes(b"as it was")
     command = ["export", tmp_path / "a", "--model", model_dir, "-o", out]
-    assert shell.refused(*command) == f"-o {str(out)!r} is there already: name another, or say --overwrite"
+    assert shell.refused(*command) == f"-o {str(out)!r} already exists: choose another path, or pass --overwrite"
     assert shell.refused(*command, "--overwrite") == f"'{tmp_path}/a': {reason}"
     assert out.read_bytes() == b"as it was"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "a.gguf"]

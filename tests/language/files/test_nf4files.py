@@ -115,7 +115,7 @@ def test_a_base_is_found_from_its_frequencies(tmp_path):
 def test_what_a_folder_cannot_store_is_refused(tmp_path):
     for model, error, message in (
         (lambda: adapted(["q_proj"], decoder()), ValueError,
-         "model has an adapter beside 'model.layers.0.self_attn.q_proj', which has no place in the folder: "
+         "model has an adapter of 'model.layers.0.self_attn.q_proj', which cannot be in the folder: "
          "save it with save_adapter and the model without it here, or merge(model) first"),
         (lambda: rebuild(decoder(), array=lambda a: a * np.nan), ValueError,
          "the model's model.embed_tokens.weight holds NaN or infinity"),

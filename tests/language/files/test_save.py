@@ -141,12 +141,12 @@ def test_a_gguf_model_is_merged_into_a_folder(tmp_path, file, shell, monkeypatch
     model = adapted(model=Llama.load(file))
     save_adapter(tmp_path / "a", adapters(model))
     command = f"merge {file} {tmp_path}/a -o {tmp_path}/merged"
-    assert "--layout and --dry-run are for weights in safetensors" in shell.refused(command, "--dry-run")
+    assert "--layout and --dry-run apply to safetensors" in shell.refused(command, "--dry-run")
     assert shell(command) == f"14 layers merged into {tmp_path}/merged, in float32 and with the tokenizer\n"
     np.testing.assert_allclose(Llama.load(tmp_path / "merged")(IDS), model(IDS), rtol=1e-4, atol=1e-5)
     assert load_tokenizer(tmp_path / "merged").encode("a") == load_tokenizer(file).encode("a")
     assert "exists, expected a folder that is empty or new" in shell.refused(command)
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    said = "'.' is the working folder or a mount point, which nothing can replace"
+    said = "'.' is the working folder or a mount point, which cannot be replaced"
     assert said in shell.refused(f"merge {file} {tmp_path}/no-adapter -o .")

@@ -415,7 +415,8 @@ DAMAGED = [  # a model, one of its files with its bytes or their number, and the
     ("nowhere.gguf", "m.gguf", b"", "nowhere.gguf': No such file or directory"),
     ("m", "m/config.json", b"{}", "tokenizer.json': No such file or directory"),
     ("m", "m/tokenizer.json", b"{", "tokenizer.json': Cannot instantiate Tokenizer from buffer: EOF"),
-    ("m", "m/tokenizer.json", 1 << 35, "tokenizer.json': larger than the 268435456 bytes that such a file can need"),
+    ("m", "m/tokenizer.json", 1 << 35,
+     "tokenizer.json': larger than 268435456 bytes, the most that such a file can need"),
     ("m.npz", "m.npz", b"", "m.tokenizer.json': No such file or directory"),
     ("m.npz", "m.tokenizer.json", b'{"version": 1, "alphabet": ' + NESTED + b', "merges": []}', "recursion"),
 ]  # fmt: skip
