@@ -10,7 +10,7 @@ import numpy as np
 from pages import says
 
 from minilora import article
-from minilora.files.inspection import singular_values
+from minilora.files.inspection import product_spectrum
 from minilora.files.patterns import SECONDS
 
 usual = {name: parameter.default for name, parameter in signature(article.run).parameters.items()}
@@ -32,7 +32,7 @@ says(f"{start} bytes with the length of a header")
 
 own = np.random.default_rng(1)
 B = np.outer(own.standard_normal(7), own.standard_normal(4))
-squares = singular_values(own.standard_normal((4, 5)), B) ** 2
+squares = product_spectrum(own.standard_normal((4, 5)), B) ** 2
 shares = squares / squares.sum()
 says(f"An adapter of rank {len(shares)} whose first share is {100 * shares[0]:.0f} % uses one direction of four.")
 
