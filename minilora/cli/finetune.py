@@ -51,7 +51,7 @@ def add(commands: Any) -> None:
 
 
 def _add_option(group: Any, field: Field[Any]) -> None:
-    """Add the option of a field."""
+    """Add the command-line option of a recipe's field."""
     settings, required = field.metadata, field.default is MISSING
     if field.name in SHARED_OPTIONS:
         SHARED_OPTIONS[field.name](group)

@@ -253,7 +253,7 @@ def load_inputs(recipe: Recipe, source: ModelSource, backend: Backend) -> tuple[
 
 
 def check_batch_size(recipe: Recipe, data: Data) -> None:
-    """Require at least as many training rows as a batch has."""
+    """Require a batch size that is at most the number of training rows."""
     if recipe.batch_size is not None and recipe.batch_size > len(data.X):
         raise ValueError(
             f"--batch-size {recipe.batch_size} is larger than the number of {data.unit} to train on, {len(data.X)} at "
@@ -402,7 +402,7 @@ def warn_beyond_context(model: Llama, tokens: int, what: str) -> None:
 
 
 def print_memory(memory: StepMemory, parts: int, rows: int, unit: str, machine: Memory | None) -> None:
-    """Print the memory that the training needs, and the machine's."""
+    """Print how much memory the training needs, and how much the machine has."""
     at_once = parts * rows
     activations, logits = megabytes(memory.activations(at_once)), megabytes(memory.all_logits(at_once))
     there = f"; {megabytes(machine.free)} of {megabytes(machine.whole)} MB are free" if machine else ""
@@ -521,7 +521,7 @@ def schedule_of(recipe: Recipe, steps: int) -> Schedule | None:
 
 
 def diverged(recipe: ResolvedRecipe, step: int) -> str:
-    """Explain that the training diverged, and what is left of it."""
+    """Explain at which step the training diverged, and what is saved of it."""
     rest = ""
     if recipe.checkpoint is not None:
         rest = f"; {printable(str(recipe.checkpoint))} has step {step - 1}, and another --lr needs another file"

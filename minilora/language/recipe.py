@@ -243,7 +243,7 @@ class Recipe:
 
     @property
     def checkpoint_path(self) -> Path:
-        """The path of the checkpoint: of --checkpoint, or next to the adapter, where the end of the run removes it."""
+        """The path of the checkpoint: --checkpoint, or a file next to the adapter, removed at the end of the run."""
         save = self.save if self.save.name not in ("", "..") else os.path.abspath(self.save)
         return self.checkpoint or Path(f"{save}.checkpoint")
 
