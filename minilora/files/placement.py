@@ -19,7 +19,7 @@ from ..texts import FileRefused, short
 from .dtypes import FLOATS
 from .experts import ExpertTensor, expert_tensors
 from .modelfolder import EMBEDDING, HEAD, ties_head
-from .peft import BASE, PREFIX, AdaptedModule, AdapterFolder, Form
+from .peft import BASE_WEIGHT, PREFIX, AdaptedModule, AdapterFolder, Form
 from .tensors import NF4_STATE, Weights, same_bytes
 
 MULTIMODAL = re.compile(r"(?:^|[._])(?:visual|vision|image|audio|multi_modal|mm_)")
@@ -30,7 +30,7 @@ PREFIX_ALIASES = (
     (r"^model\.(?=visual|vision|multi_modal|audio)", ""), (rf"^{HEAD}$", f"language_model.{HEAD}"),
 )  # fmt: skip
 """Path prefixes that differ between a multimodal model's checkpoints."""
-LAYOUTS = ("out-in", "in-out")
+WEIGHT_LAYOUTS = ("out-in", "in-out")
 """The order of a weight's axes: of a Linear, and of a Conv1D."""
 WAY = "merge into the model that it was quantised from"
 NF4_WAY = (
@@ -72,7 +72,7 @@ def merged_tensors(folder: AdapterFolder, weights: Weights, layouts: Mapping[str
         _check_fit(name, lie[path], modules[path], weights)
         found.append((path, name, lie[path], None))
     for path in folder.with_base:  # PEFT saves an adapted embedding's weight too
-        key, name = f"{PREFIX}{path}.{BASE}", names[path]
+        key, name = f"{PREFIX}{path}.{BASE_WEIGHT}", names[path]
         if not same_bytes(folder.file, key, weights.holder[name], name):
             reason = f"{short(key)} is not the base's {short(name)}: the adapter is of another base"
             raise FileRefused(folder.file.path, reason)
@@ -199,14 +199,14 @@ def _layouts(
                 f"which it is: layouts={{{module}: 'out-in'}} or 'in-out'; on the command line, "
                 f"--layout {module[1:-1]}=out-in",
             )
-    return lie | dict.fromkeys(linear, LAYOUTS[flag]) | said
+    return lie | dict.fromkeys(linear, WEIGHT_LAYOUTS[flag]) | said
 
 
 def _said(modules: list[str], layouts: Mapping[str, str] | None) -> dict[str, str]:
     """Return the caller's layout for each module; the longest match decides."""
     layouts, said = layouts or {}, dict[str, str]()
     for name in sorted(layouts, key=len):
-        if layouts[name] not in LAYOUTS:
+        if layouts[name] not in WEIGHT_LAYOUTS:
             raise ValueError(f"layouts[{name!r}] must be 'out-in' or 'in-out', got {layouts[name]!r}")
         named = [module for module in modules if f".{module}".endswith(f".{name}")]
         if not named:
@@ -225,7 +225,7 @@ def _shown(names: Mapping[str, str], modules: Mapping[str, AdaptedModule], weigh
         if name.endswith(".weight") and len(shape) == 2 and shape[0] != shape[1]:
             outs = [outputs[name]] if name in outputs else weights.spec(bias).shape if bias in weights.holder else []
             for part in _parts(name):
-                shown[part] |= {LAYOUTS[shape.index(out)] for out in outs if out in shape}
+                shown[part] |= {WEIGHT_LAYOUTS[shape.index(out)] for out in outs if out in shape}
     return shown
 
 
