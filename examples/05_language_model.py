@@ -27,7 +27,7 @@ from minilora.fast import accumulate, keep_pages
 from minilora.language import next_token_loss
 from minilora.language.files.tokens import load_tokenizer
 from minilora.language.generation import generate
-from minilora.language.recipe import fitting
+from minilora.language.recipe import defaults_for
 from minilora.language.text import token_ids, windows
 from minilora.layer import parameter_count, rebuild, walk
 
@@ -120,7 +120,7 @@ keep_pages()
 package, file = MODELS[options.model]
 path = Path(str(distribution(package).locate_file(file)))
 base, tokenizer = Llama.load(path), load_tokenizer(path)
-settings = fitting(parameter_count(base)) | ({"steps": options.steps} if options.steps else {})  # as minilora does
+settings = defaults_for(parameter_count(base)) | ({"steps": options.steps} if options.steps else {})  # as minilora does
 data = windows(token_ids(text, tokenizer.encode, base.lm_head.out_features), LENGTH)
 before = evaluate(base, *data[2:], cross_entropy)
 print(f"{options.model}, {parameter_count(base):,} parameters: {before:.3f} nats per token\n\n{say(base, tokenizer)}\n")

@@ -6,7 +6,7 @@ cli/options.txt has those of the commands.
 import inspect
 from importlib import import_module
 
-from minilora.language.recipe import ADAPTER
+from minilora.language.recipe import ADAPTER_DEFAULTS
 
 PYTHON = {
     "article.run": {
@@ -65,4 +65,4 @@ def test_a_default_in_python_is_as_published():
 
 def test_a_new_adapters_defaults_are_published():
     """The parser has none: an adapter that goes on from another takes what that one is."""
-    assert ADAPTER == {"target_modules": "all-linear", "rank": 8, "alpha": 16.0}
+    assert ADAPTER_DEFAULTS == {"target_modules": "all-linear", "rank": 8, "alpha": 16.0}

@@ -26,7 +26,7 @@ from minilora import (
 from minilora.language.finetune import finetune, warn_beyond_context
 from minilora.language.losstable import LossTable
 from minilora.language.memory import Memory
-from minilora.language.recipe import ADAPTER, Recipe
+from minilora.language.recipe import ADAPTER_DEFAULTS, Recipe
 from minilora.language.resume import TuningCheckpoint
 from minilora.optim import Adam
 from minilora.state import TrainingState
@@ -44,7 +44,7 @@ def folded():
 
 
 def of_little_memory():
-    few = {"length": 8, "batch_size": 4, "steps": 1, "anyway": True, **ADAPTER}
+    few = {"length": 8, "batch_size": 4, "steps": 1, "anyway": True, **ADAPTER_DEFAULTS}
     finetune(Recipe(text=Path("text"), model=Path("model"), save=Path("b"), **few), get_backend("numpy"))
 
 

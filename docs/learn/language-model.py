@@ -11,7 +11,7 @@ import words
 from pages import DOCS, block, live, picture, recording, says, shown
 from settings import FACTS
 
-from minilora.language.recipe import fitting
+from minilora.language.recipe import defaults_for
 from minilora.language.text import MOST_HELD_OUT_ROWS, is_held_out
 
 recorded = recording("language-model")
@@ -77,7 +77,7 @@ says(
     f"`minilora {write}`, without the adapter",
     "[Four bits](../library/four-bits.md) and [GPUs]",
 )
-assert int(logged[-1][0]) == fitting(glass["parameters"])["steps"]
+assert int(logged[-1][0]) == defaults_for(glass["parameters"])["steps"]
 assert f": {glass['parameters']:,} parameters in" in session["lines"][0]
 
 # %% How close does LoRA come?

@@ -5,14 +5,14 @@ from pages import recording, says, shown
 
 from minilora.language import losstable, resume
 from minilora.language.data import LONGEST_ROW, REASONS
-from minilora.language.recipe import ADAPTER, EVAL_EVERY, EVAL_SHARE, FITTING, FORWARD, SMALL_MODEL
+from minilora.language.recipe import ADAPTER_DEFAULTS, EVAL_EVERY, EVAL_SHARE, FORWARD_SHARE, SIZE_DEFAULTS, SMALL_MODEL
 from minilora.losses import IGNORE_INDEX
 
 recorded = recording("language-model")
 
 # %% While it trains
 
-assert (EVAL_SHARE, FORWARD, resume.SHARE, losstable.QUIET) == (1 / 5, 2 / 5, 1 / 50, 60)
+assert (EVAL_SHARE, FORWARD_SHARE, resume.CHECKPOINT_SHARE, losstable.QUIET) == (1 / 5, 2 / 5, 1 / 50, 60)
 says(
     f"that is every {EVAL_EVERY} steps, or the multiple of {EVAL_EVERY} at which measuring takes no more than a\nfifth of",
     "a forward pass takes two fifths of the time of a step",
@@ -24,11 +24,11 @@ says("another 0.1 to 0.3 GB")
 
 # %% What fits which model
 
-head = ["model", *("--" + name.replace("_", "-") for name in FITTING)]
+head = ["model", *("--" + name.replace("_", "-") for name in SIZE_DEFAULTS)]
 sizes = (f"up to {SMALL_MODEL // 10**6} million parameters, tried on glassllm's", "larger, tried on SmolLM2-135M")
 shown(
     "finetune-1",
-    pictures.table(head, [(size, *(f"{of[i]:g}" for of in FITTING.values())) for i, size in enumerate(sizes)]),
+    pictures.table(head, [(size, *(f"{of[i]:g}" for of in SIZE_DEFAULTS.values())) for i, size in enumerate(sizes)]),
 )
 says(f"The held-out loss goes from {recorded['smollm2']['before']:.3f} to")
 # Facts from elsewhere: measured once, and in no recording.
@@ -51,7 +51,7 @@ assert Y.tolist() == [[-100, -100, 5, 2], [5, 2, -100, -100]] and X.tolist() == 
 
 # %% On two cores, and on many machines
 
-glass, rank = recorded["glassllm"], ADAPTER["rank"]
+glass, rank = recorded["glassllm"], ADAPTER_DEFAULTS["rank"]
 numbers = rank * glass["runs"]["LoRA, r = 1"]["parameters"]
 says(
     f"added up, {numbers:,} numbers in",

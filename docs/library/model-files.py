@@ -8,7 +8,7 @@ from pages import says
 
 from minilora.language.config import MODEL_KINDS, SIZE_KEYS, from_json
 from minilora.language.files import gguf
-from minilora.language.files.tokens import NO_TEXT, USERS
+from minilora.language.files.tokens import CONTROL, USER_DEFINED
 from minilora.language.text import LONGEST_PIECE, token_ids
 
 
@@ -33,7 +33,7 @@ says(
     f"| read; default {epsilons[0]} for mixtral, else {epsilons[1]} |",
     f"| K, read; default {experts} |",
     f"default {mixtral.rope['rope_theta']:,.0f} for mixtral, else {llama.rope['rope_theta']:,.0f} |",
-    f"read: tokens of types {NO_TEXT[0]}, {NO_TEXT[1]} and {USERS} are matched literally; {NO_TEXT[0]} and {NO_TEXT[1]} are not text",
+    f"read: tokens of types {CONTROL[0]}, {CONTROL[1]} and {USER_DEFINED} are matched literally; {CONTROL[0]} and {CONTROL[1]} are not text",
 )
 fields = {f"llama.{theirs}": 8 for ours, theirs in gguf.GGUF_SIZES.items() if ours in sizes or ours == "rms_norm_eps"}
 fields |= {"general.architecture": "llama", "llama.embedding_length": sizes["hidden_size"]}
@@ -43,6 +43,6 @@ assert round(LONGEST_PIECE / 1e6) == 2
 says("no cut within two million characters")
 
 # Facts from elsewhere: measured once on the machine that the page names, and the name of a model.
-says("some 260 bytes of memory for each byte of a text", "OLMoE's and Llama 4's mixtures")
+says("about 260 bytes of memory for each byte of text", "OLMoE's and Llama 4's mixtures")
 says("50 MB with a token for each byte\n  took 1.6 GB (Linux on x86-64, Python 3.11)")
 assert "about 260 bytes of memory for each byte of text" in token_ids.__doc__

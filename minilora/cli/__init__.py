@@ -25,8 +25,8 @@ OF_LANGUAGE = COMMANDS[:3]
 DESCRIPTION = """\
 LoRA from scratch in NumPy, every gradient by hand.
 
-LoRA adapts a trained layer y = x W^T without touching W: it learns a change of weight of low rank,
-delta = (alpha / rank) B A, from two thin factors A (rank x in) and B (out x rank).
+LoRA adapts a trained layer y = x W^T without touching W: it learns a low-rank update of the weight,
+delta = (alpha / rank) B A, as the product of two thin factors, A (rank x in) and B (out x rank).
 """
 
 EPILOG = """\
@@ -117,14 +117,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: Sequence[str] | None) -> int:
-    """Run a command, and report in one line why it fails."""
+    """Run a command; if it fails, report why in one line."""
     try:
         options = _parser().parse_args(argv)
-        options.typed = list(sys.argv[1:] if argv is None else argv)  # how to resume after Ctrl-C
+        options.typed = list(sys.argv[1:] if argv is None else argv)  # to print how to resume after Ctrl-C
     except SystemExit:
         print(end="", flush=True)  # from --help
         raise
-    getattr(options, "before_numpy", lambda: None)()  # a BLAS sets its threads when it is loaded
+    getattr(options, "before_numpy", lambda: None)()  # BLAS reads its number of threads when it is loaded
     from ..backend import BackendUnavailable
     from ..training import TrainingDiverged
 

@@ -14,7 +14,7 @@ from .console import (
     chosen_backend,
     path,
     say,
-    say_goes_on,
+    say_how_to_resume,
     say_interrupted,
     write_figure,
 )
@@ -58,8 +58,8 @@ def add(commands: Any) -> None:
         "--checkpoint",
         metavar="FILE",
         type=path,
-        help="save the state of both trainings after every epoch, to this file and one next to it; rerun the command "
-        "to resume",
+        help="save the training state of the base and of the adapter after every epoch, to this file and one next to "
+        "it; rerun the command to resume",
     )
     parser.set_defaults(command=run)
 
@@ -73,7 +73,7 @@ def run(options: argparse.Namespace) -> int:
     from ..files.disk import check_new_file
 
     keep_pages()
-    check_number("alpha", options.alpha, above=MIN_ALPHA, below=MAX_ALPHA)  # what could fail after the training
+    check_number("alpha", options.alpha, above=MIN_ALPHA, below=MAX_ALPHA)  # before the training rather than after it
     check_plot(options.plot)
     check_new_file("plot file", options.plot, options.overwrite)
     if options.save:
@@ -86,7 +86,7 @@ def run(options: argparse.Namespace) -> int:
         say(f"the checkpoint is at {progress}")
 
     def tell(text: str) -> None:
-        """Write lines at once. A closed pipe must not prevent --save."""
+        """Print text without buffering; with --save, ignore a closed pipe, so that the adapter is still saved."""
         with suppress(OSError) if options.save else nullcontext():
             print(text, end="", flush=True)
 
@@ -96,7 +96,7 @@ def run(options: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         say_interrupted()
         if progress := _kept(options):
-            say_goes_on(f"{progress} is kept", options.typed)
+            say_how_to_resume(f"{progress} is saved", options.typed)
         return 130
     if options.save:
         save_adapter(options.save, {"fc": result.adapter}, overwrite=True)
@@ -109,7 +109,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _kept(options: argparse.Namespace) -> str:
-    """Return the progress in the checkpoint in words; or ""."""
+    """Describe the progress in the checkpoint; return "" if there is none."""
     if options.checkpoint is None:
         return ""
     from ..article import checkpoint_files

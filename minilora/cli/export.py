@@ -16,7 +16,7 @@ def add(commands: Any) -> None:
         help="write an adapter in PEFT's layout as a .gguf file for llama.cpp",
         description=(
             "Write an adapter of a Llama decoder as a LoRA file for llama.cpp, in float32. rsLoRA and patterns are "
-            "folded into the factors, so that llama.cpp computes the same scaling. It needs the package gguf."
+            "folded into the factors, so that llama.cpp computes the same scaling. Needs the package gguf."
         ),
     )
     parser.add_argument("adapter", type=path, metavar="ADAPTER", help="a folder in PEFT's layout")
@@ -27,7 +27,7 @@ def add(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Write the file, and report how many modules it adapts."""
+    """Write the file, and print how many modules it adapts."""
     from ..files.disk import check_new_file
     from ..language.files.ggufexport import export_adapter
 

@@ -25,12 +25,12 @@ if TYPE_CHECKING:
     from ..files.inspection import LayerSummary
 
 FIGURE_FORMATS = ("png", "svg", "pdf", "jpg", "webp")
-"""File formats of figures; some other formats of matplotlib need further programs, or are read by none."""
+"""File formats of figures; matplotlib's other formats need further programs, or few programs read them."""
 BASE_COLOR, LORA_COLOR, INK = "#4269d0", "#e8743b", "#888888"  # legible on white and on black
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """Return an empty figure without a window, or report which package is missing."""
+    """Return an empty figure without a window; report it if matplotlib is missing."""
     new = needed("matplotlib.figure", "a figure").Figure
     figure: Figure = new(figsize=(width, height), layout="constrained", dpi=120)
     # IPython calls this for a cell's last line, and a Figure without a window lacks it.
@@ -46,7 +46,7 @@ def _png(figure: Figure) -> bytes:
 
 
 def check_figure_path(path: str | Path) -> None:
-    """Require a valid file for a figure, before the work rather than after it."""
+    """Require a valid path for a figure, before the work rather than after it."""
     new_figure(1, 1)  # requires matplotlib
     suffix = Path(path).suffix.removeprefix(".").lower()
     if suffix not in FIGURE_FORMATS:
@@ -104,7 +104,7 @@ def draw_spectrum(axes: Any, result: ArticleResult, count: int = 10) -> None:
 
 
 def plot_learning(rows: Sequence[tuple[int, float, float]], each_step: Sequence[tuple[int, float]] = ()) -> Figure:
-    """Draw the training and held-out losses of the rows, and in pale each batch's loss."""
+    """Draw the training and held-out losses of the rows, and each batch's loss in a pale colour."""
     figure = new_figure(6.5, 4)
     axes: Any = figure.subplots()
     means = [
@@ -145,7 +145,7 @@ def plot_adapter(summaries: list[LayerSummary]) -> Figure:
     image = picture.imshow(
         shares, cmap="viridis", vmin=0, vmax=100, aspect="auto", extent=(0.5, width + 0.5, count - 0.5, -0.5)
     )
-    picture.set(title="Share of it in each singular value", xlabel="number of the singular value")
+    picture.set(title="Share of the change in each singular value", xlabel="index of the singular value")
     picture.xaxis.get_major_locator().set_params(integer=True)
     figure.colorbar(image, ax=picture, label="% of the squared norm")
     return figure

@@ -7,7 +7,7 @@ from dataclasses import MISSING, Field, fields
 from pathlib import Path
 from typing import Any
 
-from ..language.recipe import ADAPTER, OPTION_GROUPS, Recipe, option_name
+from ..language.recipe import ADAPTER_DEFAULTS, OPTION_GROUPS, Recipe, option_name
 from .console import (
     Defaults,
     add_backend,
@@ -18,7 +18,7 @@ from .console import (
     limit_blas,
     path,
     say,
-    say_goes_on,
+    say_how_to_resume,
     say_interrupted,
     write_figure,
 )
@@ -33,11 +33,11 @@ def add(commands: Any) -> None:
         "finetune",
         help="train an adapter of a language model on a text, or on examples",
         description=(
-            "Freeze a Llama-type language model, put LoRA beside the layers that you name, and train it to predict the "
+            "Freeze a Llama-type language model, add LoRA to the layers that you name, and train it to predict the "
             "next token of a text, or of examples. Every tenth window of the text, or example, is held out to measure "
-            'the loss. Each line of a .jsonl file is an example: {"prompt": ..., "completion": ...}, where the loss '
-            'counts the completion; {"messages": [{"role": ..., "content": ...}, ...]}, written by the model\'s chat '
-            'template, where it counts the assistant\'s turns; or {"text": ...}.'
+            'the loss. Each line of a .jsonl file is an example: {"prompt": ..., "completion": ...}, with the loss on '
+            'the completion; {"messages": [{"role": ..., "content": ...}, ...]}, formatted by the model\'s chat '
+            'template, with the loss on the assistant\'s turns; or {"text": ...}.'
         ),
         epilog="example: minilora finetune notes.txt --model smollm2 --save my-notes",
         formatter_class=Defaults,
@@ -51,15 +51,15 @@ def add(commands: Any) -> None:
 
 
 def _add_option(group: Any, field: Field[Any]) -> None:
-    """Add the option of a field."""
-    said, required = field.metadata, field.default is MISSING
+    """Add the command-line option of a recipe's field."""
+    settings, required = field.metadata, field.default is MISSING
     if field.name in SHARED_OPTIONS:
         SHARED_OPTIONS[field.name](group)
     elif field.default is False:
-        group.add_argument(option_name(field.name), action="store_true", help=said["help"])
+        group.add_argument(option_name(field.name), action="store_true", help=settings["help"])
     else:
-        read = path if said["type"] is Path else said["type"]
-        more = {"metavar": said["metavar"], "choices": said["choices"], "type": read, "help": said["help"]}
+        read = path if settings["type"] is Path else settings["type"]
+        more = {**{name: settings[name] for name in ("metavar", "choices", "help")}, "type": read}
         if field.name == "text":
             group.add_argument("text", **more)
         else:
@@ -68,25 +68,25 @@ def _add_option(group: Any, field: Field[Any]) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Train, print the losses as they are measured, and write the adapter."""
+    """Train, print the losses as they are measured, and save the adapter."""
     from ..fast import keep_pages
-    from ..language.finetune import finetune, inputs, written_beside
+    from ..language.finetune import finetune, further_outputs, inputs
 
     asked = {field.name: getattr(options, field.name) for field in fields(Recipe)}
     if options.adapter is None:
-        asked |= {name: usual for name, usual in ADAPTER.items() if asked[name] is None}
+        asked |= {name: default for name, default in ADAPTER_DEFAULTS.items() if asked[name] is None}
     recipe = Recipe(**asked)
     keep_pages()
     try:
-        check_plot(recipe.plot, [*inputs(recipe), *written_beside(recipe)])
+        check_plot(recipe.plot, [*inputs(recipe), *further_outputs(recipe)])
         table = finetune(recipe, chosen_backend(recipe.backend))
     except KeyboardInterrupt:
         say_interrupted()
-        say_kept(recipe, options.typed)
+        say_what_is_saved(recipe, options.typed)
         return 130
-    except OSError as error:  # for example, of a full disk
+    except OSError as error:  # such as a full disk
         say(str(error))
-        say_kept(recipe, options.typed)
+        say_what_is_saved(recipe, options.typed)
         return 2
     if recipe.plot is not None:
         from . import figures
@@ -95,14 +95,14 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def say_kept(recipe: Recipe, typed: list[str]) -> None:
-    """Report what is kept of a training that ended early, and the command to resume it."""
-    from ..language.finetune import kept_training
+def say_what_is_saved(recipe: Recipe, typed: list[str]) -> None:
+    """Report what is saved of a run that ended early, and how to resume it."""
+    from ..language.finetune import run_to_resume
     from ..language.source import ModelSource
 
-    kept = kept_training(recipe, ModelSource(recipe.model), chosen_backend(recipe.backend))
-    if kept is None:
-        say(f"nothing is saved in {recipe.kept_in} yet")
+    stopped = run_to_resume(recipe, ModelSource(recipe.model), chosen_backend(recipe.backend))
+    if stopped is None:
+        say(f"nothing is saved in {recipe.checkpoint_path} yet")
     else:
-        steps = None if recipe.epochs else recipe.resolved(kept.notes["numbers"]).steps
-        say_goes_on(f"{kept.place(steps)} is kept in {recipe.kept_in}", typed)
+        steps = None if recipe.epochs else recipe.resolved(stopped.notes["numbers"]).steps
+        say_how_to_resume(f"{stopped.place(steps)} is saved in {recipe.checkpoint_path}", typed)

@@ -19,7 +19,7 @@ from .console import (
     check_output,
     chosen_backend,
     files,
-    given_or_kept,
+    given_or_saved,
     loading,
     path,
     say,
@@ -37,11 +37,11 @@ def add(commands: Any) -> None:
         "generate",
         help="continue a text with a language model",
         description=(
-            "Print the prompt and its continuation, token by token, until N tokens or the text's end. With --chat "
-            "PROMPT is a user's message: the model's chat template formats it, and only the answer is printed. Without "
-            "PROMPT, --chat answers each line that you type, or of stdin, and the model reads what was said before. "
-            "Ctrl-C ends an answer. With -o PROMPT is a .jsonl file of prompts or chats, which are answered in a file; "
-            "Ctrl-C leaves the answers so far there."
+            "Print the prompt and its continuation, token by token, up to N tokens or the end of the text. With "
+            "--chat, PROMPT is a user's message: the model's chat template formats it, and only the answer is printed. "
+            "Without PROMPT, --chat answers each line that you type, or of stdin, in one conversation; Ctrl-C ends an "
+            "answer. With -o, PROMPT is a .jsonl file of prompts or chats, and the answers are written to a "
+            "file; Ctrl-C keeps those that are complete."
         ),
         epilog="example: minilora generate 'The capital of France is' --model smollm2",
         formatter_class=Defaults,
@@ -53,17 +53,17 @@ def add(commands: Any) -> None:
         "--output",
         type=path,
         metavar="FILE",
-        help="answer each line of the .jsonl file PROMPT, a prompt or messages up to the assistant's last, and write "
-        'the lines there with "generated" beside',
+        help="answer each line of the .jsonl file PROMPT, which has a prompt or messages, and write the line with its "
+        'answer, as "generated", to FILE; an answer that ends the messages is left out of the prompt',
     )
     add_model(parser)
     option("--adapter", type=path, metavar="DIR", help="an adapter of this model, in PEFT's layout")
     option(
         "--chat",
         action="store_true",
-        help="answer PROMPT, by the model's chat template; or one line after the other, until the input ends",
+        help="answer PROMPT as a message in the model's chat template; without PROMPT, answer each line of the input",
     )
-    add_system(option, "that stands first in a chat")
+    add_system(option, "at the start of a chat")
     option("--tokens", type=int, default=100, metavar="N", help="the largest number of tokens to generate")
     option(
         "--temperature",
@@ -77,7 +77,7 @@ def add(commands: Any) -> None:
         type=float,
         default=1.0,
         metavar="P",
-        help="sample from the fewest most likely tokens whose probabilities sum to P",
+        help="sample from the smallest set of most likely tokens whose probabilities sum to at least P",
     )
     option("--seed", type=int, default=0, metavar="N", help="seed of the sampling")
     add_quantize(parser)
@@ -102,22 +102,22 @@ def run(options: argparse.Namespace) -> int:
     if options.prompt is None and not options.chat:
         raise ValueError("there is no prompt: give one, or use --chat, which answers each line of the input")
     if options.system is not None and not options.chat and options.output is None:
-        raise ValueError("--system is a message of a chat: use it with --chat")
+        raise ValueError("--system applies to chats: use it with --chat or -o")
     if options.output is not None:
         if options.chat:
-            raise ValueError("-o reads prompts and chats from a file, and --chat from the keyboard: use one of them")
+            raise ValueError("-o reads prompts and chats from a file, --chat from the keyboard: use only one of them")
         check_output(options.output, files("the file of prompts", Path(options.prompt or "")), "-o")
         if options.output.exists():
             raise ValueError(f"-o {str(options.output)!r} already exists, expected a new file")
     backend, source = chosen_backend(options.backend), ModelSource(options.model)
     adapter = AdapterSource.open(options.adapter, "float32", backend) if options.adapter else None
-    tokenizer, system = source.tokenizer, given_or_kept(options.system, adapter)
+    tokenizer, system = source.tokenizer, given_or_saved(options.system, adapter)
     records = None if options.output is None else read_prompts(Path(options.prompt), source, system)
     dialogue = Dialogue(source.template, tokenizer, with_system([], system)) if options.chat else None
     asks_chats = options.chat or any("messages" in record for record, _ in records or [])
     if system and options.system is None and asks_chats:
-        say(f"the adapter's system message comes first (--system replaces it): {printable(system, 80)}")
-    # An unreadable prompt is refused before the model is loaded; a typed one, when it is typed.
+        say(f"using the adapter's system message (--system replaces it): {printable(system, 80)}")
+    # A bad PROMPT is refused before the model is loaded, a bad typed line when it is typed.
     given = options.prompt is not None and records is None
     first = _prompt(options.prompt, dialogue, tokenizer) if given else None
     with loading(source.name):
@@ -156,7 +156,7 @@ def run(options: argparse.Namespace) -> int:
 def write_answers(
     records: list[tuple[dict[str, Any], Prompt]], texts: Callable[[Prompt], Iterator[str]], file: Path
 ) -> int:
-    """Write each record with the model's answer to a file, after Ctrl-C those so far; return the exit code."""
+    """Write each record with the model's answer to a file, on Ctrl-C those that are complete; return the exit code."""
     from tqdm import tqdm
 
     from ..files.disk import written_whole
@@ -165,8 +165,8 @@ def write_answers(
     with written_whole(file) as out:
         try:
             for record, prompt in tqdm(records, unit="prompt", disable=None):
-                said = "".join(texts(prompt))
-                out.write((json.dumps({**record, "generated": said}, ensure_ascii=False) + "\n").encode())
+                answer = "".join(texts(prompt))
+                out.write((json.dumps({**record, "generated": answer}, ensure_ascii=False) + "\n").encode())
                 done += 1
         except KeyboardInterrupt:
             if not done:
@@ -181,12 +181,12 @@ def _prompt(text: str, dialogue: Dialogue | None, tokenizer: Tokenizer) -> Promp
     """Return a text to continue, or a message to answer."""
     from ..language.chat import read_prompt
 
-    text.encode()  # an error if the system could not decode it
+    text.encode()  # fails if the system could not decode an argument
     return read_prompt(text, tokenizer) if dialogue is None else dialogue.ask(text)
 
 
 def _lines() -> Iterator[str]:
-    """Yield the typed lines, or those of stdin, without blank ones."""
+    """Yield the lines of stdin, typed or piped, except blank ones."""
     while True:
         try:
             line = input("> " if sys.stdin.isatty() else "").strip()
@@ -197,5 +197,5 @@ def _lines() -> Iterator[str]:
 
 
 def _shown(text: str) -> str:
-    """Return a text without active control characters except line breaks."""
+    """Escape the control characters of a text, except line breaks."""
     return "\n".join(printable(line, len(line)) for line in text.split("\n"))

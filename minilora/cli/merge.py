@@ -15,10 +15,10 @@ def add(commands: Any) -> None:
         "merge",
         help="merge an adapter in PEFT's layout into a model's weights",
         description=(
-            "Write a model with the adapter merged into its weights: W + scaling B A. From a model's folder it "
-            "writes a folder that loads as the base does, with its configuration and tokenizer; from a file of "
-            "weights, a file. Types and all other tensors stay as they are. It needs the memory of a few rows, not of "
-            "the model. From a .gguf file it writes a folder in float32 with its tokenizer, in the model's memory."
+            "Write a model with the adapter merged into its weights: W + scaling B A. A model's folder becomes a "
+            "folder that loads like the base, with its configuration and tokenizer; a file of weights becomes a file. "
+            "Dtypes and all other tensors stay as they are. Only a few rows are in memory at a time. A .gguf file "
+            "becomes a folder in float32 with its tokenizer; for that, the whole model must fit into memory."
         ),
         epilog="example: minilora merge model.safetensors my-adapter -o merged.safetensors",
     )
@@ -49,7 +49,7 @@ def add(commands: Any) -> None:
     )
     add_all(parser)
     option("--overwrite", action="store_true", help="replace the file OUT if it exists")
-    option("--dry-run", action="store_true", help="check everything, print what would change, write nothing")
+    option("--dry-run", action="store_true", help="check everything and print what would change, but write nothing")
     parser.set_defaults(command=run)
 
 
@@ -95,7 +95,7 @@ def run_gguf(options: argparse.Namespace) -> int:
     from ..language.files.save import merge_gguf
 
     if options.layout or options.dry_run:
-        raise ValueError("--layout and --dry-run apply to safetensors, and the model is a .gguf file")
+        raise ValueError("--layout and --dry-run apply to safetensors, but the model is a .gguf file")
     changes = merge_gguf(options.base, options.adapter, options.output)
     print(f"{len(changes)} layers merged into {printable(str(options.output))}, in float32 and with the tokenizer")
     return 0

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 PAGE_WIDTH = 100
 VALUES = 60
-"""The column where values begin."""
+"""The column in which values begin."""
 ROUNDING = 1e-12
 """Differences below this are rounding, which depends on the machine."""
 
@@ -29,15 +29,15 @@ def add(commands: Any) -> None:
         help="print one training step of a layer: each equation, its line of code and its values",
         description=(
             "Run forward, loss, backward and a step of Adam, and print each numbered line as it ran: the equation's "
-            "number, the line of code, and the shape and values of its result, row by row. Beside each gradient stands "
-            "the measured slope. Without options: the layer of the lesson 'The gradients, by hand', in whole numbers."
+            "number, the line of code, and the shape and values of its result, row by row. Next to each gradient is "
+            "the measured slope. Without options, trace the layer of the lesson 'The gradients, by hand', in integers."
         ),
     )
     names = "a layer by its name in minilora check, such as DoRA, RMSNorm or 'Embedding, LoRA' (default: LoRALinear)"
     parser.add_argument("--layer", metavar="NAME", help=names)
     parser.add_argument("--rank", type=int, metavar="R", help="rank of the adapter (default: 1)")
     parser.add_argument("--seed", type=int, metavar="N", help="seed of the values (default: 0)")
-    parser.add_argument("--json", action="store_true", help="print all values, whole, as JSON")
+    parser.add_argument("--json", action="store_true", help="print all values in full, as JSON")
     parser.set_defaults(command=run)
 
 
@@ -48,7 +48,7 @@ def run(options: argparse.Namespace) -> int:
     from ..verify.trace import by_pencil, trace
 
     plain = options.layer is None and options.rank is None and options.seed is None
-    name, problem = ("LoRALinear", by_pencil()) if plain else chosen(options)
+    name, problem = ("LoRALinear", by_pencil()) if plain else requested_layer(options)
     found = trace(*problem)
     if options.json:
         whole = {"layer": name} | asdict(found)
@@ -58,8 +58,8 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def chosen(options: argparse.Namespace) -> tuple[str, tuple[Layer, Array, Array]]:
-    """Return a layer of `check` by name, with an input and a target; DoRA is short for 'Linear, DoRA'."""
+def requested_layer(options: argparse.Namespace) -> tuple[str, tuple[Layer, Array, Array]]:
+    """Return the requested layer of `check`, an input and a target; DoRA is short for 'Linear, DoRA'."""
     from difflib import get_close_matches
 
     from ..layer import walk
@@ -130,7 +130,7 @@ def numbered(lines: list[TracedLine], seen: set[Any], array: str = "") -> Iterat
 def beside(slope: Slope, column: int) -> Iterator[str]:
     """Yield the first entries of a gradient, and below each the measured slope and the difference."""
     size, room = slope.gradient.size, PAGE_WIDTH - column - 14
-    count = size if 11 * size <= room else (room - 24) // 11  # a statement about all needs at least one
+    count = size if 11 * size <= room else (room - 24) // 11  # the line ends with the maximum over all entries
     below = [difference(abs(v)) for v in slope.difference.ravel()]
     rows = [("backward", slope.gradient), ("measured", slope.measured)]
     for name, (how, array) in zip((label(slope), ""), rows, strict=True):
@@ -146,7 +146,7 @@ def label(slope: Slope) -> str:
 
 
 def difference(value: float) -> str:
-    """Format a difference, which is only rounding if it is small."""
+    """Format a difference; one that is only rounding is given as a bound."""
     return f"< {ROUNDING:.0e}" if value < ROUNDING else f"{value:.1e}"
 
 
@@ -165,7 +165,7 @@ def shaped(array: np.ndarray | None, room: int) -> str:
 
 
 def cleaned(array: np.ndarray) -> np.ndarray:
-    """Return numbers with those that rounding separates from zero set to zero."""
+    """Return the array with entries set to zero that differ from it only by rounding."""
     import numpy as np
 
     return np.where(np.abs(array) <= ROUNDING * min(1.0, np.abs(array).max(initial=0)), 0.0, array)

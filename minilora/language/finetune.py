@@ -1,4 +1,4 @@
-"""A fine-tuning, from the model's file to the adapter's: open, load, adapt, fit to the machine, train, save."""
+"""A fine-tuning run, from the model's files to the adapter's: open, load, adapt, fit to the machine, train, save."""
 
 from __future__ import annotations
 
@@ -50,33 +50,33 @@ from .memory import (
 )
 from .recipe import EVAL_SHARE, Recipe, ResolvedRecipe, option_name
 from .resume import (
-    Kept,
     Notes,
+    StoppedRun,
     TuningCheckpoint,
     digest_of_adapter,
     exclusive_lock,
     identity_of,
-    read_kept,
+    read_stopped_run,
 )
 from .source import AdapterSource, ModelSource
 from .text import HELD_OUT, check_vocabulary, evaluate_where_it_counts, gradients_at_targets, next_token_loss
 
 USABLE_SHARE = 0.9
-"""The share of the free memory that may be planned for; the rest is for temporary arrays."""
+"""The share of free memory that a run may plan to use; the rest is for temporary arrays."""
 
 
 def finetune(recipe: Recipe, backend: Backend) -> LossTable:
-    """Run a fine-tuning, print its progress, and return its losses."""
+    """Fine-tune a model, print the progress, and return the losses."""
     start, machine = time.perf_counter(), machine_memory(backend)  # before the model is loaded
     check_recipe(recipe)
-    with exclusive_lock(recipe.kept_in), exclusive_lock(recipe.save):
+    with exclusive_lock(recipe.checkpoint_path), exclusive_lock(recipe.save):
         source = ModelSource(recipe.model)
-        recipe, kept, start_from = open_inputs(recipe, source, backend)
-        data, model, numbers = load_inputs(recipe, source, backend)
-        resolved, rng = recipe.resolved(numbers), np.random.default_rng(recipe.seed)
+        recipe, stopped, start_from = open_inputs(recipe, source, backend)
+        data, model, parameters = load_inputs(recipe, source, backend)
+        resolved, rng = recipe.resolved(parameters), np.random.default_rng(recipe.seed)
         adapted = adapted_model(resolved, model, start_from, rng, backend)
-        resolved, data = fit_to_machine(resolved, adapted, data, kept, machine, backend)
-        checkpoint = checkpoint_of(resolved, source, numbers, data, kept, backend)
+        resolved, data = fit_to_machine(resolved, adapted, data, stopped, machine, backend)
+        checkpoint = checkpoint_of(resolved, source, parameters, data, stopped, backend)
         table, trained = train_adapter(resolved, adapted, data, checkpoint, rng, backend)
         save(resolved, trained, system_to_keep(recipe, data), checkpoint)
     print(f"\nadapter written to {printable(str(resolved.save))} after {time.perf_counter() - start:.0f} s")
@@ -90,59 +90,59 @@ def finetune(recipe: Recipe, backend: Backend) -> LossTable:
 
 def open_inputs(
     recipe: Recipe, source: ModelSource, backend: Backend
-) -> tuple[Recipe, Kept | None, AdapterSource | None]:
+) -> tuple[Recipe, StoppedRun | None, AdapterSource | None]:
     """Return the recipe with a checkpoint's settings filled in, the checkpoint, and the adapter to continue from."""
-    recipe = replace(recipe, workers=recipe.workers or usual_workers(backend))
-    kept = kept_training(recipe, source, backend)
-    check_free(recipe, kept)
-    if kept is not None:
-        recipe = recipe.resolved(kept.notes["numbers"])
-        place = kept.place(None if recipe.epochs else recipe.steps)
-        print(f"resume   from {place} ({printable(str(kept.path))})")
+    recipe = replace(recipe, workers=recipe.workers or default_workers(backend))
+    stopped = run_to_resume(recipe, source, backend)
+    check_existing_outputs(recipe, stopped)
+    if stopped is not None:
+        recipe = recipe.resolved(stopped.notes["numbers"])
+        place = stopped.place(None if recipe.epochs else recipe.steps)
+        print(f"resume   from {place} ({printable(str(stopped.path))})")
     start_from = AdapterSource.open(recipe.adapter, recipe.dtype, backend) if recipe.adapter else None
-    return recipe, kept, start_from
+    return recipe, stopped, start_from
 
 
-def kept_training(recipe: Recipe, source: ModelSource, backend: Backend) -> Kept | None:
-    """Return the training to resume, if there is one; one with other options is replaced only with --overwrite."""
+def run_to_resume(recipe: Recipe, source: ModelSource, backend: Backend) -> StoppedRun | None:
+    """Return the run to resume, if there is one; a run with other options is replaced only with --overwrite."""
     try:
-        if (kept := read_kept(recipe.kept_in)) is None:
+        if (stopped := read_stopped_run(recipe.checkpoint_path)) is None:
             return None
-        resolved = recipe.resolved(kept.notes["numbers"])
+        resolved = recipe.resolved(stopped.notes["numbers"])
         asked = identity_of(resolved, source.path, backend)
-        kept.check_same(kept.notes["asked"], asked, None if recipe.epochs else resolved.steps)
+        stopped.check_same(stopped.notes["asked"], asked, None if recipe.epochs else resolved.steps)
     except CheckpointError as error:
         if recipe.checkpoint is not None:
             raise
         if not recipe.overwrite:
             raise CheckpointError(f"{error}, or start afresh with --overwrite") from None
         return None
-    return kept
+    return stopped
 
 
-def check_free(recipe: Recipe, kept: Kept | None) -> None:
-    """Require that nothing is replaced except this training's own adapter, log and figure."""
-    saved, own = (kept.notes["saved"], kept.notes["wrote"]) if kept else ([], [])
+def check_existing_outputs(recipe: Recipe, stopped: StoppedRun | None) -> None:
+    """Require --overwrite to replace anything but the adapter, log and figure of the same run."""
+    saved, own = (stopped.notes["saved"], stopped.notes["wrote"]) if stopped else ([], [])
     check_no_adapter(recipe.save, recipe.overwrite or digest_of_adapter(recipe.save) in saved)
     for what, path in {"log": recipe.log, "plot file": recipe.plot}.items():
         check_new_file(what, path, recipe.overwrite or (path is not None and str(real(path)) in own))
 
 
-def usual_workers(backend: Backend) -> int:
-    """Return how many parts of a batch to compute in parallel: two with at least two cores, one on a GPU."""
+def default_workers(backend: Backend) -> int:
+    """Return how many parts of a batch to process in parallel: two with at least two cores, one on a GPU."""
     return min(2, core_count()) if backend.name == "numpy" else 1
 
 
 def check_recipe(recipe: Recipe) -> None:
-    """Require numbers in range and writable paths, before anything is read."""
+    """Require parameters in range and writable paths, before anything is read."""
     for option in fields(recipe):
-        value, span = getattr(recipe, option.name), option.metadata["span"]
-        if span and value is not None:
-            (check_integer if "at_least" in span else check_number)(option.name, value, **span)
+        value, bounds = getattr(recipe, option.name), option.metadata["bounds"]
+        if bounds and value is not None:
+            (check_integer if "at_least" in bounds else check_number)(option.name, value, **bounds)
     if recipe.alpha is not None:
         check_number("alpha", recipe.alpha, above=MIN_ALPHA, below=MAX_ALPHA)
     if recipe.steps is not None and recipe.epochs is not None:
-        raise ValueError("--steps and --epochs both set the length of the training, expected one of them")
+        raise ValueError("--steps and --epochs both set the length of the training, expected only one of them")
     if isinstance(recipe.valid, float) and not 0 < recipe.valid <= 0.5:
         raise ValueError(f"valid must be a share above 0 and at most 0.5, or a file, got {recipe.valid}")
     if isinstance(recipe.valid, Path):
@@ -154,57 +154,57 @@ def check_recipe(recipe: Recipe) -> None:
         if names:
             raise ValueError(f"leave out {' and '.join(names)}, which --adapter determines")
     if recipe.steps is not None:
-        rates(recipe, recipe.steps)
-    check_together(recipe)
-    check_places(recipe)
+        schedule_of(recipe, recipe.steps)
+    check_consistent(recipe)
+    check_output_paths(recipe)
 
 
-def check_together(recipe: Recipe) -> None:
+def check_consistent(recipe: Recipe) -> None:
     """Require consistent options before a model is read, which may take minutes."""
     parameters, dora, dropout = recipe.target_parameters, recipe.use_dora, recipe.dropout
     of_lines = any(str(file).lower().endswith(EXAMPLES) for file in (recipe.text, recipe.valid))
     for wrong, message in (
-        (parameters and dora, "--target-parameters takes no --use-dora, as in PEFT"),
-        (parameters and recipe.init != "lora", "--target-parameters takes no --init pissa, as in PEFT"),
-        (dropout and dora, "--dropout takes no --use-dora: there is none before such an adapter here"),
-        (dropout and parameters, "--dropout takes no --target-parameters, as in PEFT"),
-        (recipe.skip_bad and not of_lines, "--skip-bad leaves out lines of a .jsonl file, and none is read"),
+        (parameters and dora, "--target-parameters cannot be combined with --use-dora, as in PEFT"),
+        (parameters and recipe.init != "lora", "--target-parameters cannot be combined with --init pissa, as in PEFT"),
+        (dropout and dora, "--dropout cannot be combined with --use-dora: DoRA has no dropout here"),
+        (dropout and parameters, "--dropout cannot be combined with --target-parameters, as in PEFT"),
+        (recipe.skip_bad and not of_lines, "--skip-bad skips lines of a .jsonl file, but no such file is read"),
     ):
         if wrong:
             raise ValueError(message)
 
 
-def check_places(recipe: Recipe) -> None:
-    """Require that adapter, checkpoint and log can be written without replacing anything that is read or kept."""
+def check_output_paths(recipe: Recipe) -> None:
+    """Require that adapter, checkpoint and log can be written without replacing an input or each other."""
     save, read = real(recipe.save), inputs(recipe)
     adapter = [
-        (path, "where the adapter goes") for path in (save, *save.parents, save / WEIGHTS_NAME, save / CONFIG_NAME)
+        (path, "a path of the adapter") for path in (save, *save.parents, save / WEIGHTS_NAME, save / CONFIG_NAME)
     ]
-    to_write = written_beside(recipe)
+    to_write = further_outputs(recipe)
     check_adapter_target(recipe.save)
     if recipe.model is not None:
         refuse_inputs("save", recipe.save, [(recipe.model, "the model's folder")])
-    refuse_inputs("the checkpoint", recipe.kept_in, adapter)
-    check_writable(recipe.kept_in.parent)
-    check_replaceable(recipe.kept_in)
+    refuse_inputs("the checkpoint", recipe.checkpoint_path, adapter)
+    check_writable(recipe.checkpoint_path.parent)
+    check_replaceable(recipe.checkpoint_path)
     taken = [*read, *adapter]
     for path, what in to_write:
         check_file(what, path, taken)
         taken.append((path, what))
 
 
-def written_beside(recipe: Recipe) -> list[tuple[Path, str]]:
-    """Return the files that are written before and during the training, with a name for each."""
+def further_outputs(recipe: Recipe) -> list[tuple[Path, str]]:
+    """Return the files written before and during the training, each with its name in messages."""
     files = ((recipe.log, "the log"), (recipe.skip_bad, "the file of skipped lines"))
     return [(path, what) for path, what in files if path is not None]
 
 
 def inputs(recipe: Recipe) -> list[tuple[Path, str]]:
-    """Return the files that are read or kept, with a name for each."""
+    """Return the files that the run reads, and its checkpoint, each with its name in messages."""
     named = {
         "the text": recipe.text,
         "the text to measure the loss on": recipe.valid,
-        "the checkpoint": recipe.kept_in,
+        "the checkpoint": recipe.checkpoint_path,
         "the model": recipe.model,
     }
     files = [(path, what) for what, path in named.items() if isinstance(path, Path)]
@@ -214,7 +214,7 @@ def inputs(recipe: Recipe) -> list[tuple[Path, str]]:
 
 
 def real(path: Path) -> Path:
-    """Resolve a path. Before Python 3.13 `Path.resolve` fails on a circle of links, which this does not."""
+    """Resolve a path, even in a cycle of links, where `Path.resolve` fails before Python 3.13."""
     return Path(os.path.realpath(path))
 
 
@@ -223,7 +223,7 @@ def real(path: Path) -> Path:
 
 def load_inputs(recipe: Recipe, source: ModelSource, backend: Backend) -> tuple[Data, Llama, int]:
     """Return the data, the model, and its parameter count; bad data are refused before the model is loaded."""
-    print(f"model    {source.name}", end="", flush=True)  # printed first, since loading takes a while
+    print(f"model    {source.name}", end="", flush=True)  # before loading, which takes a while
     try:
         share = 1 / HELD_OUT if recipe.valid is None else recipe.valid
         skipped: list[str] | None = None if recipe.skip_bad is None else []
@@ -232,37 +232,37 @@ def load_inputs(recipe: Recipe, source: ModelSource, backend: Backend) -> tuple[
             system=recipe.system, skipped=skipped,
         )  # fmt: skip
         if recipe.system and not data.chats:
-            raise ValueError(f"--system applies to chats, and {printable(str(recipe.text))} has none")
+            raise ValueError(f"--system applies to chats, but {printable(str(recipe.text))} has none")
         if recipe.skip_bad is not None and skipped:
-            keep_skipped(recipe.skip_bad, "".join(f"{line}\n" for line in skipped).encode(), recipe.overwrite)
+            write_skipped(recipe.skip_bad, "".join(f"{line}\n" for line in skipped).encode(), recipe.overwrite)
         check_batch_size(recipe, data)
         model = source.load(recipe.dtype, backend, recipe.quantize)
         check_vocabulary(data.largest_id, model.lm_head.out_features)
     except BaseException:
         print(flush=True)
         raise
-    numbers = parameter_count(model)
-    active = f" ({active_numbers(model.config):,} of them for one token)" if model.config.mixture else ""
-    print(f": {numbers:,} parameters{active} in {recipe.dtype}, {backend.device}", flush=True)
+    parameters = parameter_count(model)
+    active = f" ({active_numbers(model.config):,} of them active per token)" if model.config.mixture else ""
+    print(f": {parameters:,} parameters{active} in {recipe.dtype}, {backend.device}", flush=True)
     if recipe.skip_bad is not None and skipped:
         print(f"skipped  {len(skipped):,} unusable lines, now in {printable(str(recipe.skip_bad))}")
     if recipe.quantize:
-        whole, coded = megabytes(numbers * np.dtype(recipe.dtype).itemsize), megabytes(parameter_bytes(model))
+        whole, coded = megabytes(parameters * np.dtype(recipe.dtype).itemsize), megabytes(parameter_bytes(model))
         print(f"weights  {coded} MB with quantised linear layers, {whole} MB without")
-    return data, model, numbers
+    return data, model, parameters
 
 
 def check_batch_size(recipe: Recipe, data: Data) -> None:
-    """Require at least as many training rows as a batch has."""
+    """Require a batch size that is at most the number of training rows."""
     if recipe.batch_size is not None and recipe.batch_size > len(data.X):
         raise ValueError(
-            f"--batch-size {recipe.batch_size} is more than the {len(data.X)} {data.unit} that there are to train on "
-            f"at --length {data.length}: a smaller one of the two fits"
+            f"--batch-size {recipe.batch_size} is larger than the number of {data.unit} to train on, {len(data.X)} at "
+            f"--length {data.length}: reduce one of the two"
         )
 
 
-def keep_skipped(path: Path, lines: bytes, overwrite: bool) -> None:
-    """Write the unusable lines to a file; an existing file with other lines is not replaced silently."""
+def write_skipped(path: Path, lines: bytes, overwrite: bool) -> None:
+    """Write the unusable lines to a file; replacing a file with other lines needs `overwrite`."""
     check_new_file("file of skipped lines", path, overwrite or (path.exists() and path.read_bytes() == lines))
     with written_whole(path) as file:
         file.write(lines)
@@ -274,7 +274,7 @@ def keep_skipped(path: Path, lines: bytes, overwrite: bool) -> None:
 def adapted_model(
     recipe: ResolvedRecipe, model: Llama, start_from: AdapterSource | None, rng: np.random.Generator, backend: Backend
 ) -> Llama:
-    """Return the model with the adapter to continue from, or else with new adapters."""
+    """Return the model with the adapter to continue, or else with new adapters."""
     if start_from is not None:
         return start_from.attached(model, backend, recipe.quantize)
     if isinstance(recipe.target_modules, str) and recipe.target_modules != ALL_LINEAR:
@@ -288,19 +288,20 @@ def adapted_model(
     )  # fmt: skip
     if (by_weight := found_by_weight(adapted)) and (recipe.use_dora or recipe.dropout):
         raise ValueError(
-            "--use-dora and --dropout do not go with the dense layers of a Qwen3-MoE, such as "
-            f"{by_weight[0].removesuffix('.weight')}, whose adapters PEFT reads without either"
+            "--use-dora and --dropout do not work for the dense layers of a Qwen3-MoE, such as "
+            f"{by_weight[0].removesuffix('.weight')}: PEFT loads their adapters without either"
         )
     return adapted
 
 
-# --- fit: what a step needs, and whether the machine has it -------------------------------------------------------
+# --- fit: the memory of a step and of the machine -------------------------------------------------------------------
 
 
 def fit_to_machine(
-    recipe: ResolvedRecipe, adapted: Llama, data: Data, kept: Kept | None, machine: Memory | None, backend: Backend
-) -> tuple[ResolvedRecipe, Data]:
-    """Return the final recipe and data; print them, and require that the training fits into memory."""
+    recipe: ResolvedRecipe, adapted: Llama, data: Data, stopped: StoppedRun | None, machine: Memory | None,
+    backend: Backend,
+) -> tuple[ResolvedRecipe, Data]:  # fmt: skip
+    """Print and return the final recipe and data; require that the training fits into memory."""
     of_layers, masked, X = adapters(adapted), adapted, backend.asarray(data.X)
     if recipe.dropout:
         check_dropped(of_layers)
@@ -308,14 +309,14 @@ def fit_to_machine(
     recomputing = checkpointed(masked)
     lean = measured_memory(recomputing, X, backend)
     needs = lean if recipe.recompute else measured_memory(masked, X, backend)
-    if kept is not None:
-        data = data.of_length(kept.notes["length"])  # the length of the first run, whatever memory is free now
+    if stopped is not None:
+        data = data.of_length(stopped.notes["length"])  # the length of the first run, whatever memory is free now
     elif recipe.length is None and machine is not None:
         data = cut_to_fit(data, needs, min(recipe.workers, recipe.batch_size), USABLE_SHARE * machine.free)
     recipe = recipe.for_rows(len(data.X))
-    if kept is not None:
-        kept.check_same({}, {}, recipe.steps)  # only now epochs become a number of steps
-    rates(recipe, recipe.steps)  # refuses a warmup of all steps
+    if stopped is not None:
+        stopped.check_same({}, {}, recipe.steps)  # --epochs becomes a number of steps only now
+    schedule_of(recipe, recipe.steps)  # refuses a warmup over all steps
     longest = max(data.X.shape[1], data.X_held.shape[1])
     warn_beyond_context(adapted, longest, "an example has" if data.example else "a window has")
     check_batch_size(recipe, data)  # memory may have allowed fewer
@@ -323,18 +324,18 @@ def fit_to_machine(
     for note in data.notes:
         print(f"         {note}")
     if message := system_to_keep(recipe, data):
-        own = "; chats that have one of their own keep it" if message != data.system else ""
+        own = "; chats with their own keep it" if message != data.system else ""
         print(f"system   {printable(message, 80)}\n         is saved with the adapter for generate and evaluate{own}")
     ranks = "-".join(map(str, sorted({adapter.rank for adapter in of_layers.values()})))
     trained = parameter_count(adapted, trained=True)
     print(f"adapter  rank {ranks} in {len(of_layers)} layers: {trained:,} parameters")
     if left_out := experts_left_out(adapted):
         print(f"         {left_out}")
-    parts = min(recipe.workers, math.ceil(recipe.batch_size / recipe.part_rows))  # at once
+    parts = min(recipe.workers, math.ceil(recipe.batch_size / recipe.part_rows))  # in parallel
     sizes = data.X.shape[1], recipe.workers, data.X_held.shape
     memory = needs(*sizes)
     print_memory(memory, parts, recipe.part_rows, data.unit, machine)
-    for line in plan(recipe, data, kept.saved.epoch if kept else None):
+    for line in plan(recipe, data, stopped.saved.epoch if stopped else None):
         print(line)
     print()
     if data.example:
@@ -353,17 +354,17 @@ def system_to_keep(recipe: Recipe, data: Data) -> str | None:
 
 
 def plan(recipe: ResolvedRecipe, data: Data, done: int | None) -> list[str]:
-    """Describe the length of the training, and when which rows are measured, with the share of the time."""
+    """Describe the number of steps, and when and on how many rows the held-out loss is measured."""
     left, passes = recipe.steps - (done or 0), recipe.steps / math.ceil(len(data.X) / recipe.batch_size)
     lines = [f"time     {left} steps of {recipe.batch_size} {data.unit}{f', {recipe.steps} in all' if done else ''}: "]
-    lines[0] += f"{passes:.3g} passes through all {len(data.X):,}"
+    lines[0] += f"{passes:.3g} passes over all {len(data.X):,}"
     measured = len(data.X_held)
-    every = recipe.measured_each(measured)
+    every = recipe.eval_interval(measured)
     times = math.ceil(recipe.steps / every) - (done or 0) // every + (done is None)
-    effort = recipe.steps_of_measuring(measured)
+    effort = recipe.eval_cost(measured)
     share = times * effort / (times * effort + left) if left else 0.0
     which = f"all {measured:,}" if measured == data.held else f"{measured:,} of {data.held:,}"
-    when = f", each {every} steps" if every < recipe.steps else ""
+    when = f", every {every} steps" if every < recipe.steps else ""
     text = f"measure  {which} held-out {data.unit}: before the first step{when} and after the last"
     if left:
         text += f", about {share:.0%} of the time"
@@ -373,7 +374,7 @@ def plan(recipe: ResolvedRecipe, data: Data, done: int | None) -> list[str]:
 
 
 def experts_left_out(adapted: Llama) -> str:
-    """Report the share of the weights that is in a mixture's experts if none of them has an adapter; else ""."""
+    """Report the experts' share of a mixture's weights if none of them is adapted; else return ""."""
     stacks: list[Any] = [
         layer for path, layer in walk(adapted) if path.endswith(tuple(f".{name}" for name in EXPERT_ARRAYS))
     ]
@@ -382,33 +383,31 @@ def experts_left_out(adapted: Llama) -> str:
     of_the_model = parameter_count(adapted) - parameter_count(adapted, trained=True)
     share = sum(layer.weight.size for layer in stacks) / of_the_model
     names = ",".join(f"mlp.{name}" for name in EXPERT_ARRAYS)
-    return f"the experts, {share:.0%} of the weights, have none: --target-parameters {names} adapts them"
+    return f"the experts, {share:.0%} of the weights, are not adapted: --target-parameters {names} adapts them"
 
 
 def cut_to_fit(data: Data, needs: Callable[[int, int, tuple[int, int]], StepMemory], parts: int, free: float) -> Data:
-    """Return examples in rows of the largest length that fits into memory; windows of a text stay unchanged."""
+    """Truncate examples to the largest length that fits into memory; windows of a text stay unchanged."""
     held, lengths = len(data.X_held), range(1, data.length + 1)
     length = bisect_right(lengths, free, key=lambda n: needs(n, parts, (held, n)).together(parts))
     return data.of_length(length) if length > 1 else data
 
 
 def warn_beyond_context(model: Llama, tokens: int, what: str) -> None:
-    """Warn if a row has more tokens than the model's context, although the model computes them."""
+    """Warn if a row has more tokens than the model's context; the model still computes it."""
     context = model.config.max_position_embeddings
     if context is not None and tokens > context:
-        message = (
-            f"{what} {tokens:,} tokens, and the model's context is {context:,}: what it says beyond may be nonsense"
-        )
+        message = f"{what} {tokens:,} tokens, but the model's context is {context:,}: its output beyond may be nonsense"
         warnings.warn(message, stacklevel=2)
 
 
 def print_memory(memory: StepMemory, parts: int, rows: int, unit: str, machine: Memory | None) -> None:
-    """Print the memory that the training needs, and the memory of the machine."""
+    """Print how much memory the training needs, and how much the machine has."""
     at_once = parts * rows
-    kept, logits = megabytes(memory.activations(at_once)), megabytes(memory.all_logits(at_once))
+    activations, logits = megabytes(memory.activations(at_once)), megabytes(memory.all_logits(at_once))
     there = f"; {megabytes(machine.free)} of {megabytes(machine.whole)} MB are free" if machine else ""
     print(
-        f"memory   {kept} MB of activations for the backward of {parts} x {rows} {unit} at a time\n"
+        f"memory   {activations} MB of activations for the backward of {parts} x {rows} {unit} at a time\n"
         f"         with weights {megabytes(memory.weights)}, Adam and gradients {megabytes(memory.state)}, logits "
         f"{logits}: {megabytes(memory.together(at_once))} MB together{there}"
     )
@@ -436,16 +435,17 @@ def what_fits(memory: StepMemory, lean: StepMemory | None, parts: int, rows: int
 
 
 def checkpoint_of(
-    recipe: ResolvedRecipe, source: ModelSource, numbers: int, data: Data, kept: Kept | None, backend: Backend
-) -> TuningCheckpoint:
-    """Return the checkpoint of the training; a resumed one has its notes already."""
-    notes = kept.notes if kept else Notes(
-        asked=identity_of(recipe, source.path, backend), numbers=numbers, length=data.length, before=math.nan,
+    recipe: ResolvedRecipe, source: ModelSource, parameters: int, data: Data, stopped: StoppedRun | None,
+    backend: Backend,
+) -> TuningCheckpoint:  # fmt: skip
+    """Return the checkpoint of the run; a resumed run keeps its notes."""
+    notes = stopped.notes if stopped else Notes(
+        asked=identity_of(recipe, source.path, backend), numbers=parameters, length=data.length, before=math.nan,
         losses={}, saved=[], wrote=[],
     )  # fmt: skip
     notes["wrote"] = sorted({*notes["wrote"], *(str(real(path)) for path in (recipe.log, recipe.plot) if path)})
     each, best = recipe.checkpoint is not None, recipe.keep_best
-    return TuningCheckpoint(recipe.kept_in, notes, kept, each=each, best=best)
+    return TuningCheckpoint(recipe.checkpoint_path, notes, stopped, each=each, best=best)
 
 
 def train_adapter(
@@ -454,28 +454,28 @@ def train_adapter(
 ) -> tuple[LossTable, Llama]:  # fmt: skip
     """Train, printing a row whenever the loss is measured. Return the rows, and the model whose adapter to save."""
     X, Y, X_held, Y_held = (backend.asarray(array) for array in (data.X, data.Y, data.X_held, data.Y_held))
-    kept, notes = checkpoint.kept, checkpoint.notes
-    every = recipe.measured_each(len(X_held))
+    stopped, notes = checkpoint.stopped, checkpoint.notes
+    every = recipe.eval_interval(len(X_held))
     table = LossTable(
-        recipe.steps, kept.saved.epoch if kept else 0, data.row_tokens, notes["losses"], recipe.log,
+        recipe.steps, stopped.saved.epoch if stopped else 0, data.row_tokens, notes["losses"], recipe.log,
         log_every=recipe.log_every, eval_every=every,
     )  # fmt: skip
     step, start = Step(recipe, rng, table), time.perf_counter()
     table.print_head()
-    if kept is None:
+    if stopped is None:
         notes["before"] = step.evaluate(adapted, X_held, Y_held, next_token_loss)
-        recipe.kept_in.unlink(missing_ok=True)  # another training's, with --overwrite
-    table.print_known_rows(notes["before"], time.perf_counter() - start, kept.saved if kept else None)
+        recipe.checkpoint_path.unlink(missing_ok=True)  # left by another run, and --overwrite is given
+    table.print_known_rows(notes["before"], time.perf_counter() - start, stopped.saved if stopped else None)
     try:
         history = train(
             adapted, X, Y, max_steps=recipe.steps, batches=Passes(len(X), recipe.batch_size, recipe.seed),
-            lr=recipe.lr, rng=rng, log_every=every, progress=True, checkpoint=checkpoint,
-            loss=next_token_loss, gradients=step, held_out=(X_held, Y_held), report=table.on_step,
-            schedule=rates(recipe, recipe.steps), weight_decay=recipe.weight_decay, max_grad_norm=recipe.max_grad_norm,
+            lr=recipe.lr, rng=rng, log_every=every, progress=True, checkpoint=checkpoint, loss=next_token_loss,
+            gradients=step, held_out=(X_held, Y_held), report=table.on_step, weight_decay=recipe.weight_decay,
+            schedule=schedule_of(recipe, recipe.steps), max_grad_norm=recipe.max_grad_norm,
         )  # fmt: skip
     except TrainingDiverged as error:
         if recipe.checkpoint is None:  # it would only diverge again
-            recipe.kept_in.unlink(missing_ok=True)
+            recipe.checkpoint_path.unlink(missing_ok=True)
         raise TrainingDiverged(diverged(recipe, error.step), error.epoch, error.step) from error
     table.print_last_row(history)
     if recipe.keep_best:
@@ -500,34 +500,34 @@ class Step:
         if self.recompute:
             model = checkpointed(model)
 
-        def noting(logits: Array, targets: Array) -> tuple[Array, Array]:
+        def recording(logits: Array, targets: Array) -> tuple[Array, Array]:
             value, d_logits = loss(logits, targets)
             losses.append((value, (targets != IGNORE_INDEX).sum()))
             return value, d_logits
 
-        grads = self.parts(model, x, y, noting)
+        grads = self.parts(model, x, y, recording)
         self.table.note(start, losses, gradient_norm(grads), len(x))
         return grads
 
 
-def rates(recipe: Recipe, steps: int) -> Schedule | None:
-    """Return the schedule of the learning rate over `steps` steps with its warmup; None if the rate is constant."""
+def schedule_of(recipe: Recipe, steps: int) -> Schedule | None:
+    """Return the learning-rate schedule, with warmup, over `steps` steps; None if the rate is constant."""
     warmup, decay = recipe.warmup, recipe.schedule
     if decay == "constant" and not warmup:
         return None
     schedule = Schedule(decay, steps, math.ceil(warmup * steps) if warmup < 1 else int(warmup))
-    # After the warmup a constant rate does not depend on the last step, so such a training may get more steps.
+    # After the warmup a constant rate does not depend on the number of steps, so a resumed run may have more of them.
     return replace(schedule, steps=schedule.warmup + 1) if decay == "constant" else schedule
 
 
 def diverged(recipe: ResolvedRecipe, step: int) -> str:
-    """Report that a training diverged, what may help, and what is left of it."""
+    """Explain at which step the training diverged, and what is saved of it."""
     rest = ""
     if recipe.checkpoint is not None:
-        rest = f"; {printable(str(recipe.checkpoint))} keeps step {step - 1}, and another --lr needs another file"
+        rest = f"; {printable(str(recipe.checkpoint))} has step {step - 1}, and another --lr needs another file"
     return (
-        f"step {step} left numbers that are not finite: --lr {recipe.lr:g} is too large for this training. No adapter "
-        f"is written{rest}"
+        f"step {step} produced NaN or infinity: --lr {recipe.lr:g} is too large for this training. No adapter is "
+        f"written{rest}"
     )
 
 
@@ -541,26 +541,24 @@ def save(recipe: ResolvedRecipe, adapted: Llama, system: str | None, checkpoint:
         recipe.save, adapters(adapted), base_model=None if recipe.model is None else str(recipe.model),
         task_type="CAUSAL_LM", target_modules=[name for name in ends_of(adapted) if f"{name}.weight" not in by_weight],
         target_parameters=by_weight, lora_dropout=recipe.dropout, system=system, overwrite=True,
-        before=checkpoint.finish,  # since the process may be killed after the adapter is written
+        before=checkpoint.finish,  # the process may be killed as soon as the adapter is written
     )  # fmt: skip
     if recipe.checkpoint is None:
-        recipe.kept_in.unlink(missing_ok=True)
+        recipe.checkpoint_path.unlink(missing_ok=True)
 
 
 def best_step(recipe: ResolvedRecipe, table: LossTable) -> str:
-    """Return a sentence about the lowest held-out loss if the last one is higher; else ""."""
+    """Report the lowest held-out loss if the last one is higher; else return ""."""
     if table.best_step is not None:
         loss = next(row[2] for row in table.rows if row[0] == table.best_step)
-        before = f"; before the training it was {table.rows[0][2]:.3f}" if table.rows[0][2] <= loss else ""
-        return (
-            f"the adapter is that of step {table.best_step}, the one with the least held-out loss: {loss:.3f}{before}"
-        )
+        before = f"; before training it was {table.rows[0][2]:.3f}" if table.rows[0][2] <= loss else ""
+        return f"the adapter is from step {table.best_step}, with the lowest held-out loss: {loss:.3f}{before}"
     measured = [(step, loss) for step, _, loss in table.rows if loss == loss]
     step, loss = min(measured, key=lambda row: round(row[1], 3))
     if round(loss, 3) == round(measured[-1][1], 3):
         return ""
-    others = [f"--steps {step}" + (" in place of --epochs" if recipe.epochs is not None else "")]
+    others = [f"--steps {step}" + (" instead of --epochs" if recipe.epochs is not None else "")]
     others += ["another --checkpoint"] if recipe.checkpoint is not None else []
     others += [] if recipe.overwrite else ["--overwrite"]  # this step's adapter is there now
-    ends = f"; the same command with {' and '.join(others)} ends there" if step else ", before the training"
+    ends = f"; the same command with {' and '.join(others)} ends there" if step else ", before training"
     return f"the held-out loss was lowest at step {step}: {loss:.3f}{ends}"

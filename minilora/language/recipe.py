@@ -1,7 +1,7 @@
 """The options of ``minilora finetune``, each defined once with its default and its help.
 
 The command's parser is built from these fields (`minilora.cli.finetune`), and `minilora.language.finetune` carries them
-out. Nothing here needs NumPy, so that the help appears at once.
+out. Nothing here imports NumPy, so the help appears without delay.
 """
 
 # ruff: noqa: RUF009  `option` returns a field
@@ -18,21 +18,21 @@ from typing import Any
 
 SMALL_MODEL = 10_000_000
 """The number of parameters up to which a model counts as small."""
-FITTING: dict[str, tuple[Any, Any]] = {"steps": (300, 80), "batch_size": (16, 4), "lr": (3e-3, 1e-3)}
-"""Settings for a small model, tried on glassllm's 0.85 million parameters, and a larger one, tried on SmolLM2-135M."""
+SIZE_DEFAULTS: dict[str, tuple[Any, Any]] = {"steps": (300, 80), "batch_size": (16, 4), "lr": (3e-3, 1e-3)}
+"""Defaults for a small and a larger model, tested on glassllm's 0.85 million parameters and on SmolLM2-135M."""
 EVAL_EVERY, EVAL_SHARE = 20, 0.2
-"""The held-out loss is measured every `EVAL_EVERY` steps or less often, taking at most this share of the time."""
+"""The held-out loss is measured every `EVAL_EVERY` steps, or less often to take at most this share of the time."""
 LOG_EVERY = 20
-"""The number of steps between two rows."""
-FORWARD = 0.4
-"""A forward's share of the time of a step."""
-ADAPTER: dict[str, Any] = {"target_modules": "all-linear", "rank": 8, "alpha": 16.0}
-"""The defaults of a new adapter; a continued adapter has its own values."""
+"""The number of steps between two rows of the table."""
+FORWARD_SHARE = 0.4
+"""The forward pass's share of the time of a step."""
+ADAPTER_DEFAULTS: dict[str, Any] = {"target_modules": "all-linear", "rank": 8, "alpha": 16.0}
+"""The defaults of a new adapter; a continued adapter keeps its own values."""
 
 
-def fitting(numbers: int) -> dict[str, Any]:
+def defaults_for(parameters: int) -> dict[str, Any]:
     """Return the default settings for a model with this number of parameters."""
-    return {name: larger if numbers > SMALL_MODEL else small for name, (small, larger) in FITTING.items()}
+    return {name: larger if parameters > SMALL_MODEL else small for name, (small, larger) in SIZE_DEFAULTS.items()}
 
 
 def names(text: str) -> list[str]:
@@ -51,7 +51,7 @@ def names_or_expression(text: str) -> list[str] | str:
 def share_or_path(text: str) -> float | Path:
     """Parse the value of ``--valid``."""
     if not text:  # as from an unset shell variable
-        raise argparse.ArgumentTypeError("the name is empty")
+        raise argparse.ArgumentTypeError("the path is empty")
     try:
         return float(text)
     except ValueError:
@@ -71,14 +71,14 @@ def steps_or_share(text: str) -> int | float:
 
 def option(
     help: str = "", metavar: str | None = None, *, default: Any = None, type: Any = None,
-    choices: list[str] | None = None, same: bool = False, **span: Any,
+    choices: list[str] | None = None, same: bool = False, **bounds: Any,
 ) -> Any:  # fmt: skip
-    """Return a dataclass field with its parser settings, and its range as keywords of `minilora.checks`.
+    """Return a dataclass field that carries its parser settings, and its bounds as keywords of `minilora.checks`.
 
-    With `same`, a resumed training must have the same value.
+    With `same`, a resumed run must have the same value.
     """
-    said = {"help": help, "metavar": metavar, "type": type, "choices": choices, "same": same, "span": span}
-    return field(default=default, metadata=said)
+    settings = {"help": help, "metavar": metavar, "type": type, "choices": choices, "same": same, "bounds": bounds}
+    return field(default=default, metadata=settings)
 
 
 OPTION_GROUPS = {
@@ -93,50 +93,52 @@ OPTION_GROUPS = {
     "memory and speed": ("micro_batch", "recompute", "workers", "dtype", "quantize", "backend", "anyway"),
     "files": ("save", "overwrite", "checkpoint", "log", "plot"),
 }
-"""The fields of a recipe in the groups of the help."""
+"""The fields of a recipe, grouped as in the help."""
 
 
 def _by_size(name: str) -> str:
-    small, larger = FITTING[name]
+    small, larger = SIZE_DEFAULTS[name]
     return f"default: {small}; {larger} for a model of more than {SMALL_MODEL // 1_000_000} million parameters"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """The options of a fine-tuning, as the user gave them."""
+    """The options of a fine-tuning run, as the user gave them."""
 
     text: Path = option("a text file in UTF-8, or a .jsonl file of examples", "TEXT", default=MISSING, type=Path)
     save: Path = option("write the adapter to this folder, in PEFT's layout", "DIR", default=MISSING, type=Path)
     overwrite: bool = option(
-        "replace an adapter in the folder of --save, a stopped training with other options, and the files of "
-        "--log and --plot",
+        "replace an adapter in the folder of --save, an unfinished run with other options, and the files of --log and "
+        "--plot",
         default=False,
     )
     model: Path | None = option()  # None is glassllm's model
     target_modules: str | list[str] | None = option(
-        "what to adapt: names such as q_proj,v_proj, one regular expression for whole paths, or all-linear "
-        f"(default: {ADAPTER['target_modules']})",
+        "modules to adapt: names such as q_proj,v_proj, a regular expression that matches whole paths, or all-linear "
+        f"(default: {ADAPTER_DEFAULTS['target_modules']})",
         "NAMES", type=names_or_expression,
     )  # fmt: skip
     target_parameters: list[str] | None = option(
-        "arrays of a mixture of experts to adapt too, such as mlp.experts.gate_up_proj,mlp.experts.down_proj, with one "
-        'adapter per expert, or mlp.gate.weight, the router; with --target-modules "" only these are adapted',
+        "weights of a mixture of experts to adapt as well, such as mlp.experts.gate_up_proj,mlp.experts.down_proj, "
+        'with one adapter per expert, or mlp.gate.weight, the router; with --target-modules "" nothing else is adapted',
         "NAMES", type=names,
     )  # fmt: skip
     rank: int | None = option(
-        f"rank of each adapter (default: {ADAPTER['rank']})", "R", type=int, same=True, at_least=1
+        f"rank of each adapter (default: {ADAPTER_DEFAULTS['rank']})", "R", type=int, same=True, at_least=1
     )
     alpha: float | None = option(
-        f"strength of the update, which is scaled by alpha / rank (default: {ADAPTER['alpha']})", type=float, same=True
-    )
+        f"strength of the update, which is scaled by alpha / rank (default: {ADAPTER_DEFAULTS['alpha']})",
+        type=float, same=True,
+    )  # fmt: skip
     use_rslora: bool = option("scale the update by alpha / sqrt(rank) (rank-stabilised LoRA)", default=False, same=True)
     use_dora: bool = option("train the norm of each row of a weight separately (DoRA)", default=False, same=True)
     init: str = option(
-        "start at zero, or from the leading singular vectors of the weights (PiSSA), which writes twice the rank",
+        "start with an update of zero, or from the leading singular vectors of the weights (PiSSA), which saves an "
+        "adapter of twice the rank",
         default="lora", choices=["lora", "pissa"], same=True,
     )  # fmt: skip
     adapter: Path | None = option(
-        "continue from this adapter instead of a new one; rank, alpha and layers are the adapter's",
+        "continue training this adapter instead of a new one; it determines rank, alpha and layers",
         "DIR", type=Path,
     )  # fmt: skip
     dropout: float = option(
@@ -144,12 +146,12 @@ class Recipe:
         "P", default=0.0, type=float, same=True, above=0, below=1, or_equal=True,
     )  # fmt: skip
     epochs: float | None = option(
-        "instead of --steps, pass through all windows or examples E times, each time in a new order; the last batch of "
-        "a pass is smaller if the batch size does not divide their number",
+        "instead of --steps, make E passes over all windows or examples, each in a new order; the last batch of a pass "
+        "is smaller if the batch size does not divide their number",
         "E", type=float, above=0, below=1e9,
     )  # fmt: skip
     valid: float | Path | None = option(
-        "measure the loss on this file, or hold out this share instead of a tenth, such as 0.2",
+        "a file to measure the loss on, or the share of the data to hold out, such as 0.2 (default: a tenth)",
         "FILE|SHARE", type=share_or_path,
     )  # fmt: skip
     skip_bad: Path | None = option(
@@ -160,39 +162,39 @@ class Recipe:
         "N", type=int, same=True, at_least=1,
     )  # fmt: skip
     system: str | None = option(
-        "put this system message before each chat without one. It is saved with the adapter for generate and "
-        "evaluate, and so is a system message that all chats share",
+        "the system message of each chat that has none. It is saved with the adapter for generate and evaluate, as is "
+        "a system message that all chats share",
         "TEXT", same=True,
     )  # fmt: skip
     steps: int | None = option(
-        f"steps of Adam, in the same order as with --epochs ({_by_size('steps')})", "N", type=int, at_least=1
+        f"number of Adam steps, in the data order of --epochs ({_by_size('steps')})", "N", type=int, at_least=1
     )
     batch_size: int | None = option(
         f"windows of the text, or examples, per step ({_by_size('batch_size')})",
         "N", type=int, same=True, at_least=1,
     )  # fmt: skip
     micro_batch: int | None = option(
-        "windows, or examples of full length, to compute at a time; their gradients are summed: the same step with "
-        "less memory (default: half of the batch)",
+        "windows, or examples of full length, to process at a time; their gradients are summed, for the same step with "
+        "less memory (default: half the batch)",
         "N", type=int, at_least=1,
     )  # fmt: skip
     recompute: bool = option(
-        "gradient checkpointing: keep only each layer's input and recompute the layer for its gradients; the same step "
-        "with less memory and one more forward",
+        "gradient checkpointing: keep only each layer's input, and recompute the layer in the backward pass, for the "
+        "same step with less memory and one more forward pass",
         default=False,
     )
     workers: int | None = option(
-        "parts of a batch (see --micro-batch) to compute in parallel, each on one core (default: 2 if there are two "
-        "cores, 1 on a GPU); the result is bit-identical",
+        "parts of a batch (see --micro-batch) to process in parallel, each on one core (default: 2, or 1 on a GPU or a "
+        "single core); the result is bit-identical",
         "N", type=int, at_least=1,
     )  # fmt: skip
     length: int | None = option(
-        "tokens in a window (default: 128); longer examples are truncated (default: the longest that memory allows)",
+        "tokens in a window (default: 128); longer examples are truncated to it (default: the most that memory allows)",
         "N", type=int, same=True, at_least=1,
     )  # fmt: skip
     lr: float | None = option(f"Adam's learning rate ({_by_size('lr')})", type=float, same=True, above=0)
     schedule: str = option(
-        "how the learning rate decays over the training: not at all, linearly, or along a half cosine",
+        "how the learning rate decays during training: not at all, linearly, or along a half cosine",
         default="constant", choices=["constant", "linear", "cosine"], same=True,
     )  # fmt: skip
     warmup: int | float = option(
@@ -212,17 +214,17 @@ class Recipe:
     quantize: str | None = option(same=True)
     backend: str | None = option()
     checkpoint: Path | None = option(
-        "save the training's state to this file after every step; rerun the command to resume, also with more --steps "
+        "save the training state to this file after every step; rerun the command, also with more --steps, to resume "
         "(default: DIR.checkpoint next to the folder of --save, written occasionally and removed at the end)",
         "FILE", type=Path,
     )  # fmt: skip
     eval_every: int | None = option(
-        f"measure the held-out loss every N steps, and before the first and after the last (default: {EVAL_EVERY}, "
-        "or a multiple of that, so that it takes at most about a fifth of the time of the steps)",
+        f"measure the held-out loss every N steps, before the first and after the last (default: {EVAL_EVERY}, or a "
+        "multiple of it if that would take more than about a fifth of the time of the steps)",
         "N", type=int, same=True, at_least=1,
     )  # fmt: skip
     log_every: int = option(
-        "print a row every N steps, also without a held-out loss",
+        "print a row every N steps, even where the held-out loss is not measured",
         "N", default=LOG_EVERY, type=int, at_least=1,
     )  # fmt: skip
     keep_best: bool = option(
@@ -240,20 +242,20 @@ class Recipe:
     )
 
     @property
-    def kept_in(self) -> Path:
-        """The checkpoint of the training: the file of --checkpoint, or one next to the adapter until it is complete."""
+    def checkpoint_path(self) -> Path:
+        """The path of the checkpoint: --checkpoint, or a file next to the adapter, removed at the end of the run."""
         save = self.save if self.save.name not in ("", "..") else os.path.abspath(self.save)
         return self.checkpoint or Path(f"{save}.checkpoint")
 
-    def resolved(self, numbers: int) -> ResolvedRecipe:
+    def resolved(self, parameters: int) -> ResolvedRecipe:
         """Return the recipe with the defaults for a model with this number of parameters filled in."""
-        usual = {name: value for name, value in fitting(numbers).items() if getattr(self, name) is None}
-        return ResolvedRecipe(**vars(replace(self, **usual)))
+        missing = {name: value for name, value in defaults_for(parameters).items() if getattr(self, name) is None}
+        return ResolvedRecipe(**vars(replace(self, **missing)))
 
 
 @dataclass(frozen=True, kw_only=True)
 class ResolvedRecipe(Recipe):
-    """A recipe without open settings, except for the number of steps if it depends on data that are not read yet."""
+    """A recipe with its defaults filled in; with --epochs, `for_rows` also sets the number of steps."""
 
     steps: int
     batch_size: int
@@ -261,18 +263,18 @@ class ResolvedRecipe(Recipe):
     workers: int
 
     def for_rows(self, rows: int) -> ResolvedRecipe:
-        """Return the recipe for this number of rows: an epoch has as many steps as there are batches."""
+        """Return the recipe for this number of training rows; an epoch has one step per batch."""
         steps = self.steps if self.epochs is None else math.ceil(self.epochs * math.ceil(rows / self.batch_size) - 1e-9)
         return replace(self, steps=steps)
 
-    def measured_each(self, rows: int) -> int:
+    def eval_interval(self, rows: int) -> int:
         """Return the number of steps between two measurements of the held-out loss on `rows` rows."""
-        usual = EVAL_EVERY * math.ceil(self.steps_of_measuring(rows) / EVAL_SHARE / EVAL_EVERY)
-        return self.eval_every or usual
+        default = EVAL_EVERY * math.ceil(self.eval_cost(rows) / EVAL_SHARE / EVAL_EVERY)
+        return self.eval_every or default
 
-    def steps_of_measuring(self, rows: int) -> float:
-        """Return how many steps take as long as a measurement on `rows` rows, each of which needs a forward."""
-        return rows * FORWARD / self.batch_size
+    def eval_cost(self, rows: int) -> float:
+        """Return the time of a measurement on `rows` rows in units of a step's: it needs only the forward pass."""
+        return rows * FORWARD_SHARE / self.batch_size
 
     @property
     def part_rows(self) -> int:

@@ -1,7 +1,7 @@
-"""The checkpoint of a fine-tuning: its options, its state, and its best step.
+"""The checkpoint of a fine-tuning run: its options, its state, its best step.
 
-A checkpoint of ``minilora finetune`` records the options in addition to the state that `train` keeps and compares. So a
-different text or rank is refused before a model is loaded, in terms of the command line.
+Besides the state that `train` saves and compares, a checkpoint of ``minilora finetune`` records the options. So a
+different text or rank is refused before a model is loaded, in the terms of the command line.
 """
 
 from __future__ import annotations
@@ -36,55 +36,55 @@ from .text import HELD_OUT
 
 HASHED_BYTES = 1 << 20
 """The number of bytes at a model file's start and end that are hashed; all weights are compared after loading."""
-SHARE = 0.02
-"""The share of the time that implicit checkpoints may take."""
+CHECKPOINT_SHARE = 0.02
+"""The largest share of the time that writing implicit checkpoints may take."""
 DIGESTED = {
-    "TEXT": "the text", "--model": "the model", "--adapter": "the adapter to go on from", "--valid": "what is held out",
+    "TEXT": "the text", "--model": "the model", "--adapter": "the adapter to continue", "--valid": "the held-out text",
 }  # fmt: skip
 """The entries that are recorded as a digest, with their names in messages."""
-DATA, MODEL = "what the tokenizer makes of the text", "the model"
+DATA, MODEL = "the tokenised text", "the model"
 ARRAY_OWNERS = {"X": DATA, "Y": DATA, "held_out": DATA, "model": MODEL, "params": MODEL, "frozen": MODEL}
-"""The source of each array that is compared, by the first word of its name in the configuration."""
+"""What a difference in an array is attributed to, by the first word of the array's name in the configuration."""
 
 
 class Notes(TypedDict):
     """The notes in a checkpoint of ``minilora finetune``."""
 
-    asked: dict[str, Any]  # the options that must be equal, from `identity_of`
+    asked: dict[str, Any]  # the options that must match, from `identity_of`
     numbers: int  # the model's parameter count
     length: int  # the row length: by default the longest row's, or the longest that memory allowed
     before: float  # the held-out loss before the first step
     losses: Losses
-    saved: list[str]  # the digests of the adapters that this training wrote or was about to write
+    saved: list[str]  # the digests of the adapters that this run wrote or was about to write
     wrote: list[str]  # the paths of its logs and figures
 
 
 @dataclass(frozen=True)
-class Kept:
-    """A fine-tuning in a checkpoint."""
+class StoppedRun:
+    """A fine-tuning run, as read from its checkpoint."""
 
     path: Path
     saved: Saved
     notes: Notes
 
     def place(self, steps: int | None) -> str:
-        """Return the progress in words."""
+        """Describe the progress."""
         return f"step {self.saved.epoch}" + ("" if steps is None else f" of {steps}")
 
     def check_same(self, there: Mapping[str, Any], here: Mapping[str, Any], steps: int | None = None) -> None:
-        """Require the same options and arrays, and at least as many steps as are done."""
+        """Require equal options and arrays, and at least the number of steps that are done."""
         names = [name for name in {**here, **there} if there.get(name) != here.get(name)]
         differences = [_difference(name, there.get(name), here.get(name)) for name in names]
         if steps is not None and steps < self.saved.epoch:
-            differences.append(f"--steps is {steps} here, and {self.saved.epoch} are done there")
+            differences.append(f"--steps is {steps} here, but {self.saved.epoch} are done there")
         check_no_differences(self.path, [*dict.fromkeys(differences)])
 
 
 def _difference(name: str, there: Any, here: Any) -> str:
-    """Describe a difference: files and arrays just differ, other values are both shown."""
+    """Describe a difference, with both values unless they are files or arrays."""
     array = name.partition("[")[0]
     if (name in DIGESTED and str in (type(there), type(here))) or array in ARRAY_OWNERS:
-        return f"{DIGESTED.get(name) or ARRAY_OWNERS[array]} is another"
+        return f"{DIGESTED.get(name) or ARRAY_OWNERS[array]} differs"
     return f"{name} is {_shown(there)} there and {_shown(here)} here"
 
 
@@ -94,12 +94,12 @@ def _shown(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else printable(str(value), 100)
 
 
-def read_kept(path: Path) -> Kept | None:
-    """Read a checkpoint; return None if there is none yet."""
+def read_stopped_run(path: Path) -> StoppedRun | None:
+    """Read a run's checkpoint; return None if there is none yet."""
     if (saved := read_checkpoint(path)) is None:
         return None
     try:
-        return Kept(path, saved, msgspec.convert(saved.notes, Notes))
+        return StoppedRun(path, saved, msgspec.convert(saved.notes, Notes))
     except msgspec.ValidationError as error:
         raise CheckpointError(
             f"{str(path)!r} is not a checkpoint of minilora finetune, or is from another version of it"
@@ -107,7 +107,7 @@ def read_kept(path: Path) -> Kept | None:
 
 
 def identity_of(recipe: Recipe, model: Path, backend: Backend) -> dict[str, Any]:
-    """Return the options that must be equal to resume a fine-tuning, under their names on the command line."""
+    """Return the options that must match to resume a run, by their names on the command line."""
     targets, parameters = recipe.target_modules, recipe.target_parameters
     by_steps = recipe.schedule != "constant" or 0 < recipe.warmup < 1  # then more steps change the rates
     adapter = recipe.adapter
@@ -153,8 +153,8 @@ def digest_of_contents(*files: bytes) -> str:
 
 @contextmanager
 def exclusive_lock(path: Path) -> Iterator[None]:
-    """Lock a training's output for this process; if another process holds the lock, that is an error."""
-    filelock = needed("filelock", "a training that is kept")
+    """Lock an output path for this process; it is an error if another process holds the lock."""
+    filelock = needed("filelock", "a checkpoint")
     place = hashlib.sha256(f"{Path.home()} {os.path.realpath(path)}".encode()).hexdigest()
     lock = Path(tempfile.gettempdir(), f"minilora-{place[:32]}.lock")  # the folder may not exist yet
     try:
@@ -165,14 +165,14 @@ def exclusive_lock(path: Path) -> Iterator[None]:
                 with suppress(OSError):  # some systems do not delete an open file
                     lock.unlink()
     except filelock.Timeout:
-        raise ValueError(f"another training writes {str(path)!r}: wait for it to end, or use another path") from None
+        raise ValueError(f"another run is writing {str(path)!r}: wait for it to end, or use another path") from None
 
 
 class TuningCheckpoint(Checkpoint):
-    """The checkpoint of a fine-tuning, for ``train(..., checkpoint=...)``.
+    """The checkpoint of a fine-tuning run, for ``train(..., checkpoint=...)``.
 
-    A training resumes from the state that was read before the model was loaded. `finish` writes the last step, together
-    with the digest of its adapter.
+    A run resumes from the state that was read before the model was loaded. `finish` writes the last step, together with
+    the digest of its adapter.
 
     Parameters
     ----------
@@ -180,38 +180,38 @@ class TuningCheckpoint(Checkpoint):
         The checkpoint's file.
     notes : Notes
         The notes to write with each state.
-    kept : Kept, optional
-        The training to resume.
+    stopped : StoppedRun, optional
+        The run to resume.
     each : bool
-        Whether to write after each step. Otherwise writing takes at most `SHARE` of the time, and a full disk is only
-        a warning.
+        Whether to write after each step. Otherwise writing takes at most `CHECKPOINT_SHARE` of the time, and a full
+        disk is only a warning.
     best : bool
-        Whether to keep the parameters of the step with the lowest measured held-out loss too.
+        Whether to also keep the parameters of the step with the lowest measured held-out loss.
     """
 
     notes: Any  # a `Notes`
     last: TrainingState  # after the last step
 
-    def __init__(self, path: Path, notes: Notes, kept: Kept | None = None, *, each: bool, best: bool) -> None:
+    def __init__(self, path: Path, notes: Notes, stopped: StoppedRun | None = None, *, each: bool, best: bool) -> None:
         super().__init__(path, notes=notes)
-        self.kept, self.each, self.keeps_best = kept, each, best
-        self.steps = 0  # the whole training's, set by `resume`
+        self.stopped, self.each, self.keeps_best = stopped, each, best
+        self.steps = 0  # of the whole run, set by `resume`
         self.written, self.took = 0.0, 0.0  # the time of the last write, and its duration, in seconds
 
     def resume(self, state: TrainingState, epochs: int, settings: Mapping[str, Any], data: Mapping[str, Any]) -> None:
-        """Restore a stopped training, or write the start of a new one."""
+        """Restore a stopped run, or write the start of a new one."""
         self.steps = epochs
-        if self.kept is None:
+        if self.stopped is None:
             super().resume(state, epochs, settings, data)
             return
         self.configuration = describe(state, settings, data)
-        self.kept.check_same(self.kept.saved.configuration, self.configuration)
-        self.restore(state, self.kept.saved)
+        self.stopped.check_same(self.stopped.saved.configuration, self.configuration)
+        self.restore(state, self.stopped.saved)
         if state.epoch == epochs:
             self._end(state)
 
     def keep(self, state: TrainingState) -> None:
-        """Write the state after a step, if it is time."""
+        """Write the state after a step, if it is due."""
         epochs, losses = state.history.epochs, state.history.losses
         if self.keeps_best and epochs[-1:] == [state.epoch] and losses[-1] < min(losses[:-1], default=math.inf):
             self.best.update({name: p.copy() for name, p in state.optimizer.params.items()})
@@ -220,7 +220,7 @@ class TuningCheckpoint(Checkpoint):
             self._end(state)
         elif self.each:
             super().keep(state)
-        elif (start - self.written) * SHARE >= self.took:
+        elif (start - self.written) * CHECKPOINT_SHARE >= self.took:
             try:
                 super().keep(state)
             except OSError as error:
@@ -231,11 +231,11 @@ class TuningCheckpoint(Checkpoint):
             self.took = self.written - start
 
     def _end(self, state: TrainingState) -> None:
-        """Store the last step with the current history: `train` adds a loss that is in no checkpoint."""
+        """Store the last step with a copy of the history, to which `train` then adds a loss that no checkpoint has."""
         self.last = replace(state, history=History([*state.history.epochs], [*state.history.losses]))
 
     def finish(self, *adapter: bytes) -> None:
-        """Write the last step, and record the two files about to be written, which its training may replace."""
+        """Write the last step, and record the two files about to be written, which the resumed run may replace."""
         self.notes["saved"].append(digest_of_contents(*adapter))
         # If the checkpoint is implicit, a full disk is no reason not to save the adapter.
         with nullcontext() if self.each else suppress(OSError):

@@ -1,6 +1,6 @@
-"""A model's files and an adapter's folder, each opened once per command.
+"""The model's and the adapter's files of a command, each opened only once.
 
-Both are passed on as objects, so that nothing is opened, checked or decoded twice. A bad file is an error when it is
+They are passed on as objects, so that nothing is opened, checked or decoded twice. A bad file is reported when it is
 first used.
 """
 
@@ -36,7 +36,7 @@ class ModelSource:
         """The path of the files."""
         if self.given is not None:
             return self.given
-        return Path(needed("glassllm", "the model that is used without --model").__file__).parent / "weights" / "en.npz"
+        return Path(needed("glassllm", "running without --model").__file__).parent / "weights" / "en.npz"
 
     @property
     def name(self) -> str:
@@ -57,7 +57,7 @@ class ModelSource:
         """Load the model; `bits` is "nf4" to quantise linear layers, or "file" to keep a .gguf file's blocks."""
         if bits == "file" and self.path.suffix != ".gguf":
             raise ValueError(
-                f"--quantize file keeps the blocks of a .gguf file, and the model is {printable(str(self.path))}"
+                f"--quantize file keeps the blocks of a .gguf file, but the model is {printable(str(self.path))}"
             )
         llama = Llama.load(self.path, dtype=dtype, backend=backend, keep_blocks=bits == "file")
         return quantize(llama) if bits == "nf4" else llama
@@ -73,18 +73,18 @@ class AdapterSource:
 
     @classmethod
     def open(cls, path: Path, dtype: str, backend: Backend) -> AdapterSource:
-        """Open an adapter's folder and read its factors; warn if it also has weights of the base."""
+        """Open an adapter's folder and read its factors; warn if it also contains weights of the base model."""
         folder = AdapterFolder.open(path)
         folder.warn_of_base()
         return cls(path, folder, read_adapters(folder, dtype=dtype, backend=backend))
 
     @property
     def system(self) -> str | None:
-        """The system message of its training, if it was saved."""
+        """The system message that the adapter was trained with, if one was saved."""
         return kept_system_message(self.folder)
 
     def attached(self, model: Llama, backend: Backend, bits: str | None) -> Llama:
-        """Return a model with the adapters; the folder must not contain weights of another base."""
+        """Attach the adapters to a model; any base weights in the folder must equal the model's."""
         layers = {} if bits else dict(walk(model))  # quantised weights differ from the base's
 
         def weight(path: str) -> Any:

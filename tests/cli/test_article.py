@@ -78,7 +78,7 @@ def test_article_goes_on_from_its_checkpoint_and_refuses_another(small_article, 
 def test_ctrl_c_says_which_training_is_kept(small_article, tmp_path, shell, monkeypatch):
     right, typed = article.train, f"article --epochs 2 --checkpoint {tmp_path}/c"
     monkeypatch.setattr(sys, "argv", ["minilora"])
-    for trained, said in ((0, ""), (1, f"epoch 2 of 2 of the base ({tmp_path}/c) is kept")):
+    for trained, said in ((0, ""), (1, f"epoch 2 of 2 of the base ({tmp_path}/c) is saved")):
         left = [right] * trained
 
         def interrupted(*given, left=left, **options):

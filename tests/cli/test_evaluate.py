@@ -76,7 +76,7 @@ def test_the_loss_is_measured_on_another_file_or_share(shell):
     assert "254 windows of 8; held out other: 153 tokens, 19 windows of 8" in out
     before = shown(shell("evaluate other --model model --length 8"))[0][0]
     assert losses(out)[0] == pytest.approx(before, abs=6e-4)
-    assert "what is held out is another" in shell.refused(f"{FINETUNE} --steps 2 --checkpoint c")
+    assert "the held-out text differs" in shell.refused(f"{FINETUNE} --steps 2 --checkpoint c")
     assert "127 windows of 8" in shell(f"{FINETUNE} --steps 1 --valid 0.5")
     for bad in ("nan", "nowhere"):
         shell.refused(f"{FINETUNE} --steps 1 --valid {bad}")

@@ -26,15 +26,15 @@ from minilora.language.finetune import (
     Step,
     best_step,
     check_recipe,
+    default_workers,
     finetune,
     plan,
-    rates,
-    usual_workers,
+    schedule_of,
     warn_beyond_context,
 )
 from minilora.language.losstable import LOG_EVERY, LossTable
 from minilora.language.memory import parameter_bytes
-from minilora.language.recipe import SMALL_MODEL, Recipe, fitting, steps_or_share
+from minilora.language.recipe import SMALL_MODEL, Recipe, defaults_for, steps_or_share
 from minilora.language.text import windows
 from minilora.layer import parameter_count
 from minilora.losses import cross_entropy
@@ -163,7 +163,7 @@ def test_held_out_rows_are_measured_all_or_as_asked(shell, asked, measured, said
     assert len(held_out[0]) == 102
     out = shell(f"{QUICK} --steps 1 --valid 0.4 {asked}")
     assert f"measure  {said.format(102)} held-out windows: before the first step and after the last, " in out
-    assert f"time     1 steps of 4 windows: {4 / 152:.3g} passes through all 152\n" in out
+    assert f"time     1 steps of 4 windows: {4 / 152:.3g} passes over all 152\n" in out
     base = evaluate(Llama.load("model"), *(array[measured] for array in held_out), cross_entropy)
     assert losses(out)[0] == pytest.approx(base, abs=6e-4)
 
@@ -172,9 +172,9 @@ def test_measuring_takes_at_most_a_fifth_of_the_steps_time():
     sizes = ((1, 1, 20), (10, 1, 20), (11, 1, 40), (200, 4, 100), (10_000, 4, 5000), (32, 4, 20))
     for count, batch_size, every in sizes:
         recipe = replace(ASKED, epochs=None, batch_size=batch_size).resolved(1)
-        assert recipe.measured_each(count) == every
-        assert recipe.steps_of_measuring(count) <= 0.2 * every
-        assert replace(recipe, eval_every=7).measured_each(count) == 7
+        assert recipe.eval_interval(count) == every
+        assert recipe.eval_cost(count) <= 0.2 * every
+        assert replace(recipe, eval_every=7).eval_interval(count) == 7
 
 
 def planned(rows, steps, every, done=None, batch=4):
@@ -197,7 +197,7 @@ def test_the_time_of_measuring_is_counted_as_it_is_spent(done):
     for steps, every in ((12, 4), (12, 5), (13, 5), (13, 20)):
         share = share_of_measuring(20, steps, every, done)
         assert f", about {share:.0%} of the time" in planned(20, steps, every, done)[1]
-    assert planned(20, 12, 4, 12)[1].endswith("before the first step, each 4 steps and after the last")
+    assert planned(20, 12, 4, 12)[1].endswith("before the first step, every 4 steps and after the last")
 
 
 def test_where_measuring_takes_long_fewer_rows_are_named():
@@ -218,12 +218,12 @@ def test_a_pass_ends_with_a_batch_of_its_own_rows():
         (50, 20, "30 steps of 4 windows, 50 in all: 2 passes"),
         (5, 0, "5 steps of 4 windows: 0.2 passes"),
     ):
-        assert planned(9, steps, 20, done)[0] == f"time     {said} through all 99"
+        assert planned(9, steps, 20, done)[0] == f"time     {said} over all 99"
 
 
 def test_steps_between_two_measurements_are_told_where_there_are_some():
     before, after = "measure  all 9 held-out windows: before the first step", " and after the last, about "
-    for steps, each in ((21, ", each 20 steps"), (20, ""), (19, "")):
+    for steps, each in ((21, ", every 20 steps"), (20, ""), (19, "")):
         assert planned(9, steps, 20)[1].startswith(before + each + after)
 
 
@@ -293,8 +293,8 @@ def test_an_expression_that_would_run_for_years_is_refused(shell, expression, mo
 
 
 def test_defaults_follow_the_models_size_and_the_data():
-    assert fitting(852_608) == fitting(SMALL_MODEL) == {"steps": 300, "batch_size": 16, "lr": 3e-3}
-    assert fitting(134_515_008) == fitting(SMALL_MODEL + 1) == {"steps": 80, "batch_size": 4, "lr": 1e-3}
+    assert defaults_for(852_608) == defaults_for(SMALL_MODEL) == {"steps": 300, "batch_size": 16, "lr": 3e-3}
+    assert defaults_for(134_515_008) == defaults_for(SMALL_MODEL + 1) == {"steps": 80, "batch_size": 4, "lr": 1e-3}
     recipe = replace(ASKED, epochs=None, lr=0.5).resolved(SMALL_MODEL)
     assert (recipe.lr, recipe.batch_size, recipe.steps, recipe.for_rows(228).steps) == (0.5, 4, 300, 300)
     assert [replace(recipe, epochs=e).for_rows(228).steps for e in (1, 0.1, 0.001)] == [57, 6, 1]
@@ -305,9 +305,9 @@ def test_defaults_follow_the_models_size_and_the_data():
     assert replace(resolved, epochs=2).for_rows(5).steps == 4  # each pass ends with a batch of its own
     assert replace(resolved, epochs=1.1).for_rows(40).steps == 11  # and not 12, for rounding
     assert [replace(resolved, batch_size=size).part_rows for size in (1, 2, 3, 5)] == [1, 1, 2, 3]
-    assert rates(replace(resolved, warmup=0.01, schedule="linear"), 30) == Schedule("linear", 30, 1)
+    assert schedule_of(replace(resolved, warmup=0.01, schedule="linear"), 30) == Schedule("linear", 30, 1)
     for warmup in (1.0, 2.0):  # of a constant rate no step is the last
-        assert rates(replace(resolved, warmup=warmup), 30) == Schedule("constant", int(warmup) + 1, int(warmup))
+        assert schedule_of(replace(resolved, warmup=warmup), 30) == Schedule("constant", int(warmup) + 1, int(warmup))
 
 
 @pytest.mark.parametrize(
@@ -328,8 +328,8 @@ def test_a_warmup_that_is_neither_is_refused(text):
 def test_workers_follow_the_cores_and_the_library(monkeypatch, standin):
     for available, expected in ((1, 1), (2, 2), (64, 2)):
         monkeypatch.setattr("minilora.language.finetune.core_count", lambda available=available: available)
-        assert usual_workers(get_backend("numpy")) == expected
-        assert usual_workers(standin) == 1
+        assert default_workers(get_backend("numpy")) == expected
+        assert default_workers(standin) == 1
 
 
 # --- the adapter to go on from, and the one that is written ---
@@ -392,9 +392,7 @@ def test_an_adapter_is_not_replaced_unless_it_may_be(shell, monkeypatch):
 def test_the_step_of_the_least_held_out_loss_is_saved(shell, monkeypatch):
     """The step before the first is never the best."""
     measured = iter([1.0, 2.0, 3.0])
-    said = (
-        "the adapter is that of step 1, the one with the least held-out loss: 2.000; before the training it was 1.000"
-    )
+    said = "the adapter is from step 1, with the lowest held-out loss: 2.000; before training it was 1.000"
     with monkeypatch.context() as patched:
         patched.setattr("minilora.language.finetune.evaluate_where_it_counts", lambda *a, **k: next(measured))
         assert said in shell(f"{QUICK} --steps 2 --eval-every 1 --keep-best")
@@ -407,7 +405,7 @@ def test_the_step_of_the_least_held_out_loss_is_saved(shell, monkeypatch):
 LOWEST = "the held-out loss was lowest at step"
 BEST = [
     ([5.0, 4.0, 4.5], {}, f"{LOWEST} 20: 4.000; the same command with --steps 20 ends there"),
-    ([5.0, 6.0, 5.5], {}, f"{LOWEST} 0: 5.000, before the training"),
+    ([5.0, 6.0, 5.5], {}, f"{LOWEST} 0: 5.000, before training"),
     ([5.0, 4.0, 3.0], {}, ""),
     ([5.0, 4.0004, 4.0], {}, ""),
     ([5.0, 4.0, 4.0004], {}, ""),  # as printed, they are the same
@@ -415,7 +413,7 @@ BEST = [
     *(
         ([5.0, 4.0, 4.5], asked, f"{LOWEST} 20: 4.000; the same command with --steps 20 {more} ends there")
         for asked, more in (
-            ({"epochs": 2.0}, "in place of --epochs"),
+            ({"epochs": 2.0}, "instead of --epochs"),
             ({"overwrite": False}, "and --overwrite"),
             ({"checkpoint": "c"}, "and another --checkpoint"),
         )
@@ -430,9 +428,9 @@ def test_the_best_step_is_named_unless_it_is_last():
         table.rows = [(20 * i, math.nan, loss) for i, loss in enumerate(measured)]
         found = best_step(SimpleNamespace(**{"checkpoint": None, "epochs": None, "overwrite": True} | asked), table)
         assert found == said
-    for before, more in ((4.0, "; before the training it was 4.000"), (4.1, "")):
+    for before, more in ((4.0, "; before training it was 4.000"), (4.1, "")):
         table.rows, table.best_step = [(0, math.nan, before), (9, math.nan, 4.0), (12, math.nan, 5.0)], 9
-        said = "the adapter is that of step 9, the one with the least held-out loss: 4.000"
+        said = "the adapter is from step 9, with the lowest held-out loss: 4.000"
         assert best_step(SimpleNamespace(), table) == said + more
 
 
@@ -440,8 +438,8 @@ def test_a_training_that_breaks_down_names_step_and_rate(shell):
     said = shell.refused(FINETUNE, "--lr", "1e30", "--checkpoint", "c")
     bad, kept = map(int, re.findall(r"step (\d)", said))
     assert said == (
-        f"step {bad} left numbers that are not finite: --lr 1e+30 is too large for this training. "
-        f"No adapter is written; c keeps step {kept}, and another --lr needs another file"
+        f"step {bad} produced NaN or infinity: --lr 1e+30 is too large for this training. "
+        f"No adapter is written; c has step {kept}, and another --lr needs another file"
     )
     assert read_checkpoint(Path("c")).epoch == kept == bad - 1
     assert not Path("a").exists()
@@ -449,7 +447,7 @@ def test_a_training_that_breaks_down_names_step_and_rate(shell):
         text=Path("text"), model=Path("model"), save=Path("a"), length=8, batch_size=4, steps=2, lr=1e39, rank=1,
         alpha=1.0, target_modules=["q_proj"],
     )  # fmt: skip
-    with pytest.raises(TrainingDiverged, match=r"^step 1 left numbers") as broken:
+    with pytest.raises(TrainingDiverged, match=r"^step 1 produced") as broken:
         finetune(recipe, get_backend("numpy"))
     assert (broken.value.epoch, broken.value.step) == (1, 1)
 
@@ -480,7 +478,7 @@ def test_the_load_and_the_first_loss_are_told_before_training(monkeypatch):
 
 def test_what_is_beyond_the_context_is_warned_of_there():
     model = SimpleNamespace(config=SimpleNamespace(max_position_embeddings=1024))
-    said = "a text has 1,025 tokens, and the model's context is 1,024: what it says beyond may be nonsense"
+    said = "a text has 1,025 tokens, but the model's context is 1,024: its output beyond may be nonsense"
     warn_beyond_context(model, 1024, "a text has")
     with pytest.warns(UserWarning, match=f"^{said}$"):
         warn_beyond_context(model, 1025, "a text has")
@@ -495,7 +493,7 @@ def test_the_longest_example_is_warned_of_wherever_it_is(shell, longer):
         write_lines(name, *({"prompt": "cat", "completion": text} for text in (last, "a", "sat")))
     few = "finetune e.jsonl --valid held.jsonl --model model --save a --steps 1 --batch-size 2 --target-modules q_proj"
     shell(few)
-    said = "an example has 17 tokens, and the model's context is 16: what it says beyond may be nonsense"
+    said = "an example has 17 tokens, but the model's context is 16: its output beyond may be nonsense"
     assert shell.err == f"minilora: {said}\n"
 
 

@@ -20,9 +20,9 @@ from minilora.files.checkpoint import Checkpoint, CheckpointError, read_checkpoi
 from minilora.language import finetune as finetuning
 from minilora.language import resume
 from minilora.language.finetune import Step
-from minilora.language.recipe import FITTING, Recipe
+from minilora.language.recipe import SIZE_DEFAULTS, Recipe
 from minilora.language.resume import (
-    Kept,
+    StoppedRun,
     TuningCheckpoint,
     digest_of_adapter,
     digest_of_contents,
@@ -65,7 +65,7 @@ def stop(*given, **options):
 @pytest.fixture
 def often(folder, monkeypatch):
     """A training is kept after each step, however long that took."""
-    monkeypatch.setattr("minilora.language.resume.SHARE", 1e9)
+    monkeypatch.setattr("minilora.language.resume.CHECKPOINT_SHARE", 1e9)
 
 
 # --- what is said, and where it is kept ---
@@ -81,7 +81,7 @@ def test_ctrl_c_says_what_is_kept_and_what_goes_on(often, shell, standin, monkey
         assert cli.main() == 130
     out, shell.err = shell.capsys.readouterr()
     first = rows(out)
-    said = f"\nminilora: interrupted\nminilora: step 2 of 3 is kept in {kept}; resume with this command:"
+    said = f"\nminilora: interrupted\nminilora: step 2 of 3 is saved in {kept}; resume with this command:"
     assert shell.err.startswith(said)
     program, *again = shlex.split(shell.err.splitlines()[-1])
     assert (program, again) == ("minilora", shlex.split(typed))
@@ -98,14 +98,14 @@ def test_of_epochs_the_steps_to_come_are_not_told(often, shell, monkeypatch):
     few = "finetune text --model model --save a --batch-size 4 --length 8 --epochs 0.05 --target-modules q_proj"
     with interrupted(3):
         shell(few, code=130)
-    assert "minilora: step 2 is kept in a.checkpoint; resume with this command:\n" in shell.err
-    monkeypatch.setitem(FITTING, "steps", (1, 1))  # which are those of no epoch: more may be done
+    assert "minilora: step 2 is saved in a.checkpoint; resume with this command:\n" in shell.err
+    monkeypatch.setitem(SIZE_DEFAULTS, "steps", (1, 1))  # which are those of no epoch: more may be done
     assert "resume   from step 2 (a.checkpoint)\n" in shell(few)
 
 
 def test_it_is_kept_beside_the_folder_whatever_its_name():
     for name in (".", "../a/", "../model/.."):
-        beside = Recipe(text=Path("text"), save=Path(name)).kept_in
+        beside = Recipe(text=Path("text"), save=Path(name)).checkpoint_path
         assert os.path.abspath(beside) == f"{os.path.abspath(name)}.checkpoint"
 
 
@@ -138,7 +138,7 @@ def test_two_trainings_cannot_write_one_file(folder, capsys, monkeypatch):
     monkeypatch.setattr(Adam, "step", step)
     assert run(f"{QUICK} --checkpoint c") == 0
     end = "wait for it to end, or use another path\n"
-    assert said == [(2, f"minilora: another training writes {held!r}: {end}") for held in others.values()]
+    assert said == [(2, f"minilora: another run is writing {held!r}: {end}") for held in others.values()]
     assert run(f"{QUICK} --checkpoint c") == 0
 
 
@@ -149,7 +149,7 @@ def test_two_names_of_one_folder_are_held_as_one(tmp_path):
     (tmp_path / "to_come").symlink_to("new")
     for name, other in (("a", "link"), ("link", "a"), ("new", "to_come")):
         with exclusive_lock(tmp_path / name), exclusive_lock(tmp_path / "beside"):
-            said = f"another training writes {str(tmp_path / other)!r}: wait for it to end, or use another path"
+            said = f"another run is writing {str(tmp_path / other)!r}: wait for it to end, or use another path"
             said = re.escape(said)
             with pytest.raises(ValueError, match=f"^{said}$"), exclusive_lock(tmp_path / other):
                 pass
@@ -273,7 +273,7 @@ def test_a_failed_save_says_what_is_kept_and_goes_on(often, shell, monkeypatch):
         patched.setattr("minilora.files.adapters._write", lambda *a, **k: (_ for _ in ()).throw(full))
         first, second, command = shell.refused(TYPED).splitlines()
     assert first == "[Errno 28] No space left on device: 'a'"
-    assert second == "minilora: step 3 of 3 is kept in a.checkpoint; resume with this command:"
+    assert second == "minilora: step 3 of 3 is saved in a.checkpoint; resume with this command:"
     shell(*shlex.split(command)[1:])
 
 
@@ -289,9 +289,9 @@ def test_training_goes_on_unkept_unless_keeping_was_asked(often, shell, monkeypa
     shell(QUICK, "--steps", "4")
     said = "no checkpoint after step 2, the training continues: [Errno 28] No space left on device: 'a.checkpoint'"
     assert shell.err == f"minilora: {said}\n"
-    assert "minilora: step 1 of 3 is kept in c; resume with this command" in shell.refused(QUICK, "--checkpoint", "c")
+    assert "minilora: step 1 of 3 is saved in c; resume with this command" in shell.refused(QUICK, "--checkpoint", "c")
     saved = contents("a")
-    assert "minilora: step 1 of 2 is kept" in shell.refused(QUICK, "--steps", "2", "--checkpoint", "d", "--seed", "7")
+    assert "minilora: step 1 of 2 is saved" in shell.refused(QUICK, "--steps", "2", "--checkpoint", "d", "--seed", "7")
     assert contents("a") == saved  # nor is an adapter written whose last step is not kept
 
 
@@ -366,7 +366,7 @@ def test_it_goes_on_from_a_checkpoint_of_that_adapter_alone(folder, shell, monke
     assert weights("b") == whole
     shell(QUICK, "--seed", "3")
     monkeypatch.setattr(Llama, "load", lambda *a, **k: pytest.fail("the model is loaded"))
-    assert "the adapter to go on from is another" in shell.refused(go_on, 3, "--checkpoint", "c")
+    assert "the adapter to continue differs" in shell.refused(go_on, 3, "--checkpoint", "c")
 
 
 def test_the_loss_before_the_training_is_not_measured_again(folder, shell, monkeypatch):
@@ -428,7 +428,7 @@ def test_another_training_is_refused_by_the_option_that_differs(folder, shell, s
     }.items():
         assert said in shell.refused(f"{typed} {other}")
     change_json(Path("model/config.json"), rms_norm_eps=1e-3)
-    assert "the model is another" in shell.refused(typed, "--steps", 3)
+    assert "the model differs" in shell.refused(typed, "--steps", 3)
 
 
 @pytest.mark.parametrize(
@@ -463,9 +463,9 @@ def test_what_no_option_names_is_compared_by_the_arrays(folder, shell, monkeypat
     monkeypatch.setattr(resume, "HASHED_BYTES", 8)
     typed = f"{TYPED} --overwrite --checkpoint c --steps"
     shell(typed, 1)
-    kept, said = Path("c").read_bytes(), "'c' is a checkpoint of another configuration: {} is another. Ask for the same"
+    kept, said = Path("c").read_bytes(), "'c' is a checkpoint of another configuration: {} differs. Ask for the same"
     swapped = {b'"a"': b'"!"', b'"b"': b'"a"', b'"!"': b'"b"'}
-    for name, what in (("model.safetensors", "the model"), ("tokenizer.json", "what the tokenizer makes of the text")):
+    for name, what in (("model.safetensors", "the model"), ("tokenizer.json", "the tokenised text")):
         file = Path("model", name)
         right = changed = file.read_bytes()
         if name == "tokenizer.json":
@@ -494,13 +494,13 @@ def test_a_checkpoint_of_another_program_is_refused(folder, shell):
 
 @pytest.mark.parametrize("where", ["there", "here"])
 def test_what_only_one_side_has_is_a_difference(folder, where):
-    kept = Kept(Path("c"), SimpleNamespace(epoch=3), {})
+    kept = StoppedRun(Path("c"), SimpleNamespace(epoch=3), {})
     one = {"there": {}, "here": {}} | {where: {"--new": 1, "frozen['w']": "3 numbers"}}
     kept.check_same({"--old": None}, {"--other": None}, 3)
     said = f"--new is {'1 there and not given here' if where == 'there' else 'not given there and 1 here'}"
-    with pytest.raises(CheckpointError, match=f"of another configuration: {said}; the model is another. Ask for"):
+    with pytest.raises(CheckpointError, match=f"of another configuration: {said}; the model differs. Ask for"):
         kept.check_same(**one)
-    with pytest.raises(CheckpointError, match=r"configuration: --steps is 2 here, and 3 are done there\. Ask for"):
+    with pytest.raises(CheckpointError, match=r"configuration: --steps is 2 here, but 3 are done there\. Ask for"):
         kept.check_same({}, {}, 2)
 
 
@@ -571,7 +571,7 @@ def trained(path, epochs, losses, checkpoint=None):
         def evaluate(self, *_):
             return next(measured)
 
-    checkpoint = checkpoint or TuningCheckpoint(path, {"saved": []}, kept_in(path), each=True, best=True)
+    checkpoint = checkpoint or TuningCheckpoint(path, {"saved": []}, stopped_run(path), each=True, best=True)
     history = train(
         model, X, X[:, :2], epochs=epochs, steps=1, batch_size=4, log_every=1, rng=rng, gradients=Gradients(),
         checkpoint=checkpoint, report=lambda state: weights.append(state.model.weight.copy()),
@@ -581,9 +581,9 @@ def trained(path, epochs, losses, checkpoint=None):
     return model, weights, checkpoint, history
 
 
-def kept_in(path):
+def stopped_run(path):
     """Return the training in a file, where there is one."""
-    return Kept(path, saved, saved.notes) if (saved := read_checkpoint(path)) else None
+    return StoppedRun(path, saved, saved.notes) if (saved := read_checkpoint(path)) else None
 
 
 def test_the_step_of_the_least_loss_is_found(tmp_path):

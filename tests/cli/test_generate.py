@@ -81,8 +81,8 @@ def test_a_text_that_may_outgrow_the_context_is_warned_of(shell):
     assert shell.err == ""
     shell(GREEDY, "the cats")
     assert shell.err == (
-        "minilora: prompt and text may have 17 tokens, and the model's context is 16: "
-        "what it says beyond may be nonsense\n"
+        "minilora: prompt and text may have 17 tokens, but the model's context is 16: "
+        "its output beyond may be nonsense\n"
     )
 
 
@@ -285,7 +285,7 @@ def test_without_a_model_glassllms_is_taken(shell, monkeypatch):
     assert shell("generate 'The cat' --adapter a --tokens 5").startswith("The cat")
     monkeypatch.setitem(sys.modules, "glassllm", None)
     for command in ("generate the", "finetune text --save b"):
-        assert shell.refused(command).startswith("the model that is used without --model needs glassllm (")
+        assert shell.refused(command).startswith("running without --model needs glassllm (")
 
 
 def test_each_command_computes_where_it_is_told(shell, standin):

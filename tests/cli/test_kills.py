@@ -64,7 +64,7 @@ def tuned(place, options, count, at=0):
 
     os.chdir(place)
     sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115  # as long as the process lives
-    resume.SHARE = 1e9  # a training that nobody asked to keep is kept after each step, too
+    resume.CHECKPOINT_SHARE = 1e9  # a training that nobody asked to keep is kept after each step, too
     Adam.step, os.fsync = step, lambda handle: moment()
     sys.addaudithook(heard)
     command = ["finetune", "../text", "--model", "../model", "--save", "a", "--length", "8", "--batch-size", "2"]

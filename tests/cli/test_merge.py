@@ -70,7 +70,7 @@ def test_a_gguf_model_is_merged_and_exported_for_as_asked(tmp_path, shell, monke
     assert shell("export a --model m.gguf -o o.gguf") == "2 modules written to o.gguf\n"
     assert [" ".join(map(str, places)) for places in given] == ["m.gguf a o", "a m.gguf o.gguf"]
     for more in ("--dry-run", "--layout c=in-out"):
-        said = "--layout and --dry-run apply to safetensors, and the model is a .gguf file"
+        said = "--layout and --dry-run apply to safetensors, but the model is a .gguf file"
         assert shell.refused(f"merge m.gguf a -o o {more}") == said
     Path("o.gguf").touch()
     said = "-o 'o.gguf' already exists: choose another path, or pass --overwrite"

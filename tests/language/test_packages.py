@@ -25,7 +25,7 @@ NEEDED = [
     ("tokenizers", "tokenizer.json", lambda: load_tokenizer(Path("m"))),
     ("glassllm", "an .npz file", lambda: load_tokenizer(Path("m.npz"))),
     ("jinja2", "a chat template", lambda: load_template(Path("m")).render([])),
-    ("filelock", "a training that is kept", lambda: exclusive_lock(Path("a")).__enter__()),
+    ("filelock", "a checkpoint", lambda: exclusive_lock(Path("a")).__enter__()),
 ]
 
 

@@ -31,13 +31,13 @@ from .gguf import gguf_tokenizer
 from .tokens import TOKENIZER_SETTINGS, read_settings, special_tokens, token_text
 
 TEMPLATE_FILE = "chat_template.jinja"
-USED = {"default", "tool_use"}
-"""The names of the templates: the second, if present, is for chats with tools."""
-THOUGHTS = ("reasoning_content", "thinking", "reasoning")
-"""Keys of a message for the model's reasoning."""
-SPECIAL = {"bos": "bos", "eos": "eos", "unknown": "unk", "padding": "pad"}
-"""Names of special tokens in a .gguf file, with those in a template."""
-NONCE = str(secrets.randbits(128))  # occurs in no chat, and no filter for letters changes it
+TEMPLATE_NAMES = {"default", "tool_use"}
+"""The templates that are used: "default", and for chats with tools "tool_use", if present."""
+REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
+"""The keys under which a message may have the model's reasoning."""
+SPECIAL_NAMES = {"bos": "bos", "eos": "eos", "unknown": "unk", "padding": "pad"}
+"""The special tokens' names in a .gguf file, with their names in a template."""
+NONCE = str(secrets.randbits(128))  # occurs in no chat, and no filter that changes letters alters it
 BEGIN_MARK, END_MARK = f"\ue000{NONCE}\ue001", f"\ue000{NONCE}\ue002"
 """Marks around the text between a template's generation tags."""
 
@@ -49,7 +49,7 @@ class ChatTemplate:
         self.path, self.templates, self.tokens = path, dict(templates), dict(tokens or {})
         plain, marking = _sandbox("", ""), _sandbox(BEGIN_MARK, END_MARK)
         with reading(path):
-            self._plain = {name: plain.from_string(templates[name]) for name in USED & templates.keys()}
+            self._plain = {name: plain.from_string(templates[name]) for name in TEMPLATE_NAMES & templates.keys()}
             self._marking = {name: marking.from_string(templates[name]) for name in self._plain}
 
     def render(
@@ -96,10 +96,10 @@ def _sandbox(begins: str, ends: str) -> Any:
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     class Generation(Extension):
-        tags = {"generation"}  # noqa: RUF012  as jinja2 wants it
+        tags = {"generation"}  # noqa: RUF012  as in jinja2
 
         def parse(self, parser: Any) -> nodes.Node:
-            """Parse the block between the tags as a call, like transformers: names set inside stay local."""
+            """Parse the block between the tags as a call, as transformers does: names set inside stay local."""
             line = next(parser.stream).lineno
             inside: list[nodes.Node] = parser.parse_statements(("name:endgeneration",), drop_needle=True)
             return nodes.CallBlock(self.call_method("marked"), [], [], inside).set_lineno(line)
@@ -139,9 +139,9 @@ def _unmarked(marked: str) -> tuple[str, list[tuple[int, int]]]:
 
 def _as_transformers(message: Mapping[str, Any]) -> dict[str, Any]:
     """Return a message as transformers passes it to a template: without nulls, with reasoning under all its keys."""
-    says = {key: value for key, value in message.items() if value is not None}
-    thoughts = next((says[name] for name in THOUGHTS if name in says), None)
-    return says if thoughts is None else {"thinking": thoughts, **says, "reasoning_content": thoughts}
+    present = {key: value for key, value in message.items() if value is not None}
+    reasoning = next((present[name] for name in REASONING_KEYS if name in present), None)
+    return present if reasoning is None else {"thinking": reasoning, **present, "reasoning_content": reasoning}
 
 
 # --- the template of a model ----------------------------------------------------------------------------------------
@@ -174,19 +174,19 @@ def _text(path: Path) -> str:
         return read_whole(path).decode("utf-8")
 
 
-def _by_name(path: Path, said: Any) -> dict[str, str]:
-    """Return templates by name: a file has one, or a list of named ones."""
+def _by_name(path: Path, value: Any) -> dict[str, str]:
+    """Return templates by name; a file has a single one, or a list of named ones."""
     with reading(path):
-        named = {entry["name"]: entry["template"] for entry in said} if isinstance(said, list) else {"default": said}
+        named = {entry["name"]: entry["template"] for entry in value} if isinstance(value, list) else {"default": value}
     if not isinstance(named.get("default"), str):
-        raise FileRefused(path, f"chat_template is {short(said)}, expected a text, or a list with one named 'default'")
+        raise FileRefused(path, f"chat_template is {short(value)}, expected a string or a list with a 'default'")
     return named
 
 
 def _from_gguf(path: Path) -> ChatTemplate:
     fields = gguf_tokenizer(path)
     key, words = "tokenizer.chat_template", fields.get("tokenizer.ggml.tokens") or []
-    numbers = {f"{name}_token": fields.get(f"tokenizer.ggml.{word}_token_id") for word, name in SPECIAL.items()}
+    numbers = {f"{name}_token": fields.get(f"tokenizer.ggml.{word}_token_id") for word, name in SPECIAL_NAMES.items()}
     tokens = {name: words[i] for name, i in numbers.items() if type(i) is int and 0 <= i < len(words)}
     named = {name.removeprefix(f"{key}."): value for name, value in fields.items() if name.startswith(f"{key}.")}
     with reading(path):

@@ -7,7 +7,7 @@ If s r differs between modules, as with rsLoRA or alpha_pattern, lora_B absorbs 
 
 For a Llama, the rows of lora_B of q_proj and k_proj are permuted like those of the weights, see
 `minilora.layers.rotary`; for a Qwen2 they are not. An embedding's lora_A is transposed, since llama.cpp looks up its
-rows. Such a file has no place for DoRA's magnitude.
+rows. The format cannot represent DoRA's magnitude.
 """
 
 from __future__ import annotations
@@ -79,13 +79,13 @@ def export_adapter(adapter: str | Path, model: str | Path, out: str | Path) -> l
 
 
 def _check_fits(module: str, adapter: Adapter, shape: tuple[int, ...], *, tied: bool) -> None:
-    """Require an adapter that llama.cpp's format can represent, of a layer of the model with this shape."""
+    """Require that llama.cpp's format can represent the adapter, and that it fits a layer of this shape."""
     if isinstance(adapter, DoRAAdapter):
         raise ValueError(f"{short(module)} has DoRA's magnitude, which a LoRA GGUF cannot represent")
     if tied and module in ("lm_head", "model.embed_tokens"):
         raise ValueError(
-            f"{short(module)} is adapted, and the model's head is its embedding: a LoRA GGUF cannot represent a change "
-            "of only one of them"
+            f"{short(module)} is adapted, but the model's head shares the embedding's weight: a LoRA GGUF cannot "
+            "represent a change of only one of them"
         )
     kind, expected = ("embedding", shape[::-1]) if module == "model.embed_tokens" else ("linear", shape)
     if (adapter.kind, adapter.shape) != (kind, expected):

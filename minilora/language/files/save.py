@@ -1,10 +1,10 @@
-"""Writer of Llama decoders as folders in Hugging Face's layout, for transformers and `minilora.Llama.load`.
+"""Writer of Llama decoders as folders in Hugging Face's layout, which transformers and `minilora.Llama.load` read.
 
-Each kind of model is written under its own type, a mixture with a tensor for each weight of each expert, as
+Each kind of model is written under its own model_type, and a mixture has a tensor for each weight of each expert, as
 transformers writes it.
 
 Layers in NF4 are written in bitsandbytes' layout, so that transformers loads them without conversion. Layers that keep
-the blocks of a .gguf file cannot be represented, and are written as numbers.
+the blocks of a .gguf file cannot be represented, and are dequantised.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from ...linear import Linear
 from ...lora import LoRA
 from ..config import HEADS, MODEL_KINDS, SIZE_KEYS, LlamaConfig, from_json
 from ..llama import Llama
-from .chattemplate import SPECIAL, load_template
+from .chattemplate import SPECIAL_NAMES, load_template
 from .chattemplate import TEMPLATE_FILE as TEMPLATE_FILE
 from .gguf import gguf_tokenizer
 from .nf4files import nf4_tensors, quantization_config
@@ -62,7 +62,7 @@ def save_llama(model: Llama, folder: str | Path) -> None:
     check_new_folder("folder", folder)
     tensors, quantised = _tensors(model)
     config = _config(folder, model.config, dtype_name(next(iter(tensors.values()))), quantization_config(quantised))
-    beside = {} if model.source is None else files_beside(model.source)
+    beside = {} if model.source is None else companion_files(model.source)
     with written_folder(folder) as part:
         copy_companions(beside, part)
         with synced(part / MODEL_CONFIG) as file:
@@ -79,8 +79,8 @@ def merge_gguf(base: str | Path, adapter: str | Path, folder: str | Path) -> Map
     return changes
 
 
-def files_beside(source: Path) -> dict[str, Path | bytes]:
-    """Return the further files of a model's folder by name, each as a path to copy or a text to write."""
+def companion_files(source: Path) -> dict[str, Path | bytes]:
+    """Return the other files of a model's folder by name, each as a path to copy or as contents to write."""
     kind = model_format(source)
     if kind == "folder":
         return {name: file for name, file in companions(source, untied=False).items() if name != MODEL_CONFIG}
@@ -104,7 +104,7 @@ def _files_of_gguf(path: Path) -> dict[str, Path | bytes]:
         )
     settings: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
     files: dict[str, Path | bytes] = {TOKENIZER_FILE: read.rebuilt.to_str(pretty=True).encode()}
-    for name, word in SPECIAL.items():
+    for name, word in SPECIAL_NAMES.items():
         number = fields.get(f"tokenizer.ggml.{name}_token_id")
         if type(number) is int and number < len(words):
             settings[f"{word}_token"] = words[number]
@@ -117,12 +117,12 @@ def _files_of_gguf(path: Path) -> dict[str, Path | bytes]:
 
 
 def as_json(value: Any) -> bytes:
-    """Return JSON as text, formatted for a file."""
+    """Encode a value as indented JSON."""
     return json.dumps(value, indent=2, ensure_ascii=False).encode() + b"\n"
 
 
 def _tensors(model: Llama) -> tuple[dict[str, np.ndarray], dict[str, bool]]:
-    """Return all tensors by name, and for each linear layer's path whether it is quantised."""
+    """Return all tensors by name, and whether each linear layer is quantised, by path."""
     layers = dict(walk(model))
     tensors: dict[str, np.ndarray] = {}
     quantised: dict[str, bool] = {}
@@ -155,7 +155,7 @@ def split_experts(config: LlamaConfig, tensors: Mapping[str, np.ndarray]) -> dic
 
 
 def _file_name(config: LlamaConfig, name: str) -> str:
-    """Return the name of a mixture's tensor in a folder; Mixtral has its own names."""
+    """Return a tensor's name in a folder; Mixtral has its own names for its mixtures."""
     if config.model_type == "mixtral" and ".mlp." in name:
         name = name.replace(".mlp.", f".{MIXTRAL_MLP}.")
         for part, theirs in MIXTRAL.items():
@@ -184,7 +184,7 @@ def _config(folder: Path, config: LlamaConfig, dtype: str, quantization: dict[st
         "rope_scaling": None if rope["rope_type"] == "default" else rope,
         "tie_word_embeddings": config.tie_word_embeddings,
         **_of_kind(config),
-        "bos_token_id": None,  # if missing, they would be 1 and 2
+        "bos_token_id": None,  # if they were missing, 1 and 2 would be assumed
         "eos_token_id": None,
         "torch_dtype": dtype,
     }
@@ -203,7 +203,7 @@ def _of_kind(config: LlamaConfig) -> dict[str, Any]:
     kind, mixture = config.model_type, config.mixture
     if kind == "llama":
         return {"attention_bias": config.attention_bias, "mlp_bias": config.mlp_bias}
-    # For other kinds a missing entry would mean a window of 4096 tokens.
+    # For the other kinds, a missing entry would mean a sliding window of 4096 tokens.
     settings: dict[str, Any] = {"use_sliding_window": False} if kind.startswith("qwen") else {"sliding_window": None}
     if kind in ("qwen3", "qwen3_moe"):
         settings["attention_bias"] = config.attention_bias
@@ -238,8 +238,8 @@ def _rope(config: LlamaConfig) -> dict[str, Any]:
 def found_by_weight(model: Llama) -> list[str]:
     """Return the weights that `save_adapter` must list in ``target_parameters``, so that PEFT finds their adapters.
 
-    In a Qwen3-MoE, PEFT takes every target module with the name of an expert's layer to be the experts', but a block
-    may have an MLP with such names instead of a mixture.
+    In a Qwen3-MoE, PEFT assumes that every target module with the name of an expert's layer belongs to an expert, but a
+    block may have a dense MLP with the same names.
     """
     if model.config.model_type != "qwen3_moe":
         return []

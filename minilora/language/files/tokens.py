@@ -33,11 +33,11 @@ TOKENIZER_FILE = "tokenizer.json"
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """A tokenizer from any of the packages. A text that it cannot encode is a `FileRefused`."""
+    """A tokenizer from any of the packages. Encoding a text that it cannot represent raises `FileRefused`."""
 
     encode: Callable[[str], list[int]]  # the ids of a text, without begin or end tokens
     decode: Callable[[Sequence[int]], str]  # the text, without control tokens
-    begin: tuple[int, ...]  # the ids that a text begins with, if the model was trained with them
+    begin: tuple[int, ...]  # the ids that each text begins with, if the model was trained with them
     end: frozenset[int]  # the ids that end a text
     last: tuple[int, ...]  # the id that ends a training text, or None
     tokens: Callable[[str], tuple[list[int], list[tuple[int, int]]]]  # the ids, with the span of each in the text
@@ -67,9 +67,9 @@ def added_text(ids: Iterable[int], before: Sequence[int], decode: Callable[[Sequ
 
 # --- a folder -------------------------------------------------------------------------------------------------------
 #
-# transformers makes every token that tokenizer_config.json names a special one, even if tokenizer.json does not; so do
-# we. From version 5 on, some of its classes use only the vocabulary of tokenizer.json and split text in their own way.
-# The file describes how the model was trained, and other programs follow it, so we follow the file.
+# transformers treats any token that tokenizer_config.json names as special, even if tokenizer.json does not. So do we.
+# Since version 5, some of its classes use only the vocabulary of tokenizer.json, and split text in their own way. The
+# file describes how the model was trained, and other programs follow it, so we follow the file.
 
 TOKENIZER_SETTINGS, OLD_SETTINGS, OLD_ADDED = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
 SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -102,11 +102,11 @@ def _from_folder(folder: Path) -> Tokenizer:
         tokenizer.no_truncation()  # transformers resets both at each call
         tokenizer.no_padding()
     if dropout := getattr(tokenizer.model, "dropout", None):
-        raise FileRefused(path, f"dropout is {dropout:g}, supported: null: a text would get different ids each time")
+        raise FileRefused(path, f"dropout is {dropout:g}, supported: null (else a text gets different ids each time)")
     if settings.get("split_special_tokens"):
         raise FileRefused(
             folder / TOKENIZER_SETTINGS,
-            "split_special_tokens is True, supported: False: special tokens would be split up",
+            "split_special_tokens is True, supported: False (else special tokens are split up)",
         )
     _check_added(folder, settings, tokenizer)
     known = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
@@ -132,7 +132,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
 
 
 def _class_of(folder: Path, settings: Mapping[str, Any]) -> str:
-    """Return the class that transformers loads, or "" for the one that follows tokenizer.json."""
+    """Return the class that transformers loads, or "" for one that follows tokenizer.json."""
     model = read_json(folder / MODEL_CONFIG) if (folder / MODEL_CONFIG).exists() else {}
     kind = str(model.get("model_type"))
     name = str(settings.get("tokenizer_class") or model.get("tokenizer_class") or "").removesuffix("Fast")
@@ -150,19 +150,19 @@ def _class_of(folder: Path, settings: Mapping[str, Any]) -> str:
 
 
 def special_tokens(folder: Path, settings: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Yield the name and the value of each special token in the settings: a text, or an object with one."""
+    """Yield the name and value of each special token in the settings; a value is a string, or an object with one."""
     for name in (*SPECIAL_TOKENS, *(n for n in settings if n.endswith("_token") and n not in SPECIAL_TOKENS)):
         if token_text(settings.get(name)) is not None:
             yield name, settings[name]
     more = settings.get("extra_special_tokens") or settings.get("additional_special_tokens") or []
     for name, token in more.items() if isinstance(more, dict) else (("", token) for token in more):
         if token_text(token) is None:
-            raise FileRefused(folder / TOKENIZER_SETTINGS, f"a special token is {short(token)}, expected a text")
+            raise FileRefused(folder / TOKENIZER_SETTINGS, f"a special token is {short(token)}, expected a string")
         yield name, token
 
 
 def token_text(token: Any) -> str | None:
-    """Return the text of a token in tokenizer_config.json, which is a text or an object with one."""
+    """Return the text of a token in tokenizer_config.json, which is a string or an object with one."""
     text = token.get("content") if isinstance(token, dict) else token
     return text if isinstance(text, str) else None
 
@@ -178,7 +178,7 @@ def _check_added(folder: Path, settings: Mapping[str, Any], tokenizer: Any) -> N
     added = {str(number): token.content for number, token in tokenizer.get_added_tokens_decoder().items()}
     for number, text in pairs:
         if added.get(number) != text or text is None:
-            raise FileRefused(path, f"it adds {short(text)} as token {short(number)}: tokenizer.json does not")
+            raise FileRefused(path, f"it adds {short(text)} as token {short(number)}, but tokenizer.json does not")
 
 
 def _of(path: Path, tokenizer: Any, end: Sequence[int], last: int | None = None) -> Tokenizer:
@@ -188,7 +188,7 @@ def _of(path: Path, tokenizer: Any, end: Sequence[int], last: int | None = None)
         begin = tuple(_before_a_text(tokenizer))
 
     def tokens(text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        with _errors_of(path):  # such as an unknown letter without an unknown token
+        with _errors_of(path):  # such as an unknown character, if there is no unknown token
             encoded = tokenizer.encode(text, add_special_tokens=False)
         return list(encoded.ids), list(encoded.offsets)
 
@@ -205,7 +205,7 @@ def _of(path: Path, tokenizer: Any, end: Sequence[int], last: int | None = None)
 
 @contextmanager
 def _errors_of(path: Path) -> Iterator[None]:
-    """Turn errors of the package `tokenizers` into one line, including a panic of its Rust code, a BaseException."""
+    """Turn errors of the package `tokenizers` into `FileRefused`, including panics, which are BaseExceptions."""
     try:
         with reading(path):
             yield
@@ -232,7 +232,7 @@ QWEN2_WORDS = (
     r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 """English endings, letters with the preceding character, digits, punctuation and spaces, as in llama.cpp."""
-TEXT, NO_TEXT, USERS = 1, (2, 3), 4
+NORMAL, CONTROL, USER_DEFINED = 1, (2, 3), 4
 """GGUF's token types: normal, control (including unknown), and user-defined.
 
 The latter two are matched whole in a text, before it is split into words.
@@ -246,16 +246,16 @@ END_TOKENS = frozenset(
         "\N{FULLWIDTH VERTICAL LINE}>",
     )
 )
-"""Names of tokens that llama.cpp treats as ends of text, whatever their type, from its src/llama-vocab.cpp."""
-USER_DEFINED = ("<|channel|>", "<|message|>", "<|start|>", "<|constrain|>")
+"""Names of tokens that llama.cpp treats as ends of text whatever their type, from its src/llama-vocab.cpp."""
+PRINTED_CONTROL = ("<|channel|>", "<|message|>", "<|start|>", "<|constrain|>")
 """Control tokens that llama.cpp prints as user-defined text."""
-BETWEEN_FILES = {
+FILE_SEPARATORS = {
     "fim_pad_token_id": ("<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "[PAD]"),
     "fim_rep_token_id": ("<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>"),
     "fim_sep_token_id": ("<|file_sep|>",),
 }
-"""Names of the tokens between a program's files that no key names; they also end a text."""
-END_KEYS = ("eos_token_id", "eot_token_id", "eom_token_id", *BETWEEN_FILES)
+"""Names of tokens that separate source files, for when the metadata lacks the key; they also end a text."""
+END_KEYS = ("eos_token_id", "eot_token_id", "eom_token_id", *FILE_SEPARATORS)
 
 
 @dataclass(frozen=True)
@@ -277,12 +277,12 @@ def read_gguf_tokenizer(path: Path) -> GGUFTokenizer:
         raise FileRefused(
             path,
             f"its tokenizer is {short(kind)}, expected a byte-level BPE ('gpt2') that splits text as 'smollm', "
-            "'gpt-2' or 'qwen2' do: take the model's Hugging Face folder",
+            "'gpt-2' or 'qwen2' do: use the model's Hugging Face folder",
         )
     with _errors_of(path):
         words: list[str] = known["tokens"]
         ids = {word: number for number, word in enumerate(words)}
-        merges = [tuple(merge.split(" ")) for merge in dict.fromkeys(known["merges"])]  # the first counts
+        merges = [tuple(merge.split(" ")) for merge in dict.fromkeys(known["merges"])]  # the first rank counts
         types = dict(zip(words, known["token_type"], strict=True))
         if len(types) < len(words):
             raise ValueError("its tokenizer is damaged: a token occurs twice")
@@ -290,18 +290,18 @@ def read_gguf_tokenizer(path: Path) -> GGUFTokenizer:
             begin = msgspec.convert([known.get("bos_token_id")] if known.get("add_bos_token") else [], list[Id])
         with named("the ids that end a text"):
             ends = msgspec.convert([known[key] for key in END_KEYS if key in known], list[Id])
-        by_name, within = _named_ends(ids, known)
-        types |= dict.fromkeys((words[i] for i in by_name), NO_TEXT[1])
-        types |= dict.fromkeys(types.keys() & USER_DEFINED, USERS) | within
+        by_name, corrected = _named_ends(ids, known)
+        types |= dict.fromkeys((words[i] for i in by_name), CONTROL[1])
+        types |= dict.fromkeys(types.keys() & PRINTED_CONTROL, USER_DEFINED) | corrected
         tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(ids, merges))
-    tokenizer.pre_tokenizer = _splits_as(str(kind[1]), tokenizers)
+    tokenizer.pre_tokenizer = _pre_tokenizer(str(kind[1]), tokenizers)
     tokenizer.decoder = tokenizers.decoders.ByteLevel()
-    no_text = [word for word in words if types[word] in NO_TEXT]
-    tokenizer.add_special_tokens([tokenizers.AddedToken(word, special=True, normalized=False) for word in no_text])
-    users = [word for word in words if types[word] == USERS]
-    tokenizer.add_tokens([tokenizers.AddedToken(word, normalized=False) for word in users])
-    end = [i for i in [*ends, *by_name] if i not in {ids[word] for word in within}]
-    return GGUFTokenizer(tokenizer, begin, end, {ids[word]: word for word in users})
+    control = [word for word in words if types[word] in CONTROL]
+    tokenizer.add_special_tokens([tokenizers.AddedToken(word, special=True, normalized=False) for word in control])
+    user_defined = [word for word in words if types[word] == USER_DEFINED]
+    tokenizer.add_tokens([tokenizers.AddedToken(word, normalized=False) for word in user_defined])
+    end = [i for i in [*ends, *by_name] if i not in {ids[word] for word in corrected}]
+    return GGUFTokenizer(tokenizer, begin, end, {ids[word]: word for word in user_defined})
 
 
 def _from_gguf(path: Path) -> Tokenizer:
@@ -316,20 +316,20 @@ def _from_gguf(path: Path) -> Tokenizer:
 
 
 def _named_ends(ids: Mapping[str, int], known: Mapping[str, Any]) -> tuple[list[int], dict[str, int]]:
-    """Return the end tokens by llama.cpp's rules on names, and corrected types of those that only look like ends."""
-    ends, within = END_TOKENS & ids.keys(), {}
+    """Apply llama.cpp's rules on names: return the end tokens, and the types of tokens that only look like ends."""
+    ends, corrected = END_TOKENS & ids.keys(), {}
     if {"<|call|>", "<|calls|>"} & ends and {"<|return|>", "<|flush|>"} & ends and "<|end|>" in ends:
-        within["<|end|>"] = USERS  # it ends only a part of a turn
+        corrected["<|end|>"] = USER_DEFINED  # it ends only a part of a turn
     if {"<|tool_response>", "</s>"} <= ends:
-        within["</s>"] = TEXT
-    ends -= within.keys()
-    for key, names in BETWEEN_FILES.items():
+        corrected["</s>"] = NORMAL
+    ends -= corrected.keys()
+    for key, names in FILE_SEPARATORS.items():
         ends |= {name for name in names if key not in known and name in ids}
-    return sorted(ids[name] for name in ends), within
+    return sorted(ids[name] for name in ends), corrected
 
 
-def _splits_as(pre: str, tokenizers: Any) -> Any:
-    """Return the splitter of a text into words, within which tokens are merged."""
+def _pre_tokenizer(pre: str, tokenizers: Any) -> Any:
+    """Return the pre-tokenizer, which splits a text into words; BPE merges only within words."""
     made = tokenizers.pre_tokenizers
     words = made.ByteLevel(add_prefix_space=False)  # as in GPT-2
     if pre == "smollm":
@@ -341,7 +341,7 @@ def _splits_as(pre: str, tokenizers: Any) -> Any:
 
 
 def _decoded(ids: Sequence[int], decode: Callable[[Sequence[int]], str], texts: Mapping[int, str]) -> str:
-    """Return the text of ids, some of which are literal text, whose letters `ByteLevel` would take for bytes."""
+    """Decode ids; those in `texts` stand for literal text, which `ByteLevel` would decode as bytes."""
     parts = [(own, [*run]) for own, run in itertools.groupby(map(int, ids), texts.get)]
     return "".join(decode(run) if own is None else own * len(run) for own, run in parts)
 
@@ -349,14 +349,14 @@ def _decoded(ids: Sequence[int], decode: Callable[[Sequence[int]], str], texts: 
 # --- glassllm's file -------------------------------------------------------------------------------------------------
 
 END_OF_GLASSLLM = 3
-"""The id of <eos>."""
+"""glassllm's id of <eos>."""
 
 
 def _composed(text: str) -> list[tuple[int, int]]:
-    """Return the span in a text of each character of the text's composed form (NFC)."""
+    """Return, for each character of a text's composed form (NFC), its span in the text."""
     if unicodedata.is_normalized("NFC", text):
         return [(place, place + 1) for place in range(len(text))]
-    tokenizers = needed("tokenizers", "a text with accents apart from their letters")
+    tokenizers = needed("tokenizers", "a text with combining accents")
     letters = tokenizers.Tokenizer(tokenizers.models.WordLevel({"": 0}, unk_token=""))
     letters.normalizer = tokenizers.normalizers.NFC()
     letters.pre_tokenizer = tokenizers.pre_tokenizers.Split(tokenizers.Regex(r"[\s\S]"), "isolated")

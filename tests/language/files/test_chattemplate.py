@@ -76,9 +76,9 @@ def test_a_gguf_files_template_is_under_its_key(tmp_path):
     [
         (None, "there is no chat template in tokenizer_config.json, nor a file chat_template.jinja"),
         ({}, "there is no chat template in tokenizer_config.json, nor a file chat_template.jinja"),
-        ({"chat_template": 3}, "chat_template is 3, expected a text, or a list with one named 'default'"),
+        ({"chat_template": 3}, "chat_template is 3, expected a string or a list with a 'default'"),
         ({"chat_template": [{"name": "default"}]}, "tokenizer_config.json': there is no 'template'"),
-        ({"chat_template": NAMED[:1]}, "expected a text, or a list with one named 'default'"),
+        ({"chat_template": NAMED[:1]}, "expected a string or a list with a 'default'"),
         ({"chat_template": "{% if %}"}, "tokenizer_config.json': Expected an expression"),
     ],
 )

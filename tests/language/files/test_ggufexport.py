@@ -177,7 +177,7 @@ def test_one_of_a_tied_pair_is_refused(model, tmp_path, path):
     save_adapter(tmp_path / "a", of(path, kind=kind))
     base = write(tmp_path / "tied.gguf", model, tied=True)
     change = "a LoRA GGUF cannot represent a change of only one of them"
-    with refused(f"'{tmp_path}/a': {path!r} is adapted, and the model's head is its embedding: {change}"):
+    with refused(f"'{tmp_path}/a': {path!r} is adapted, but the model's head shares the embedding's weight: {change}"):
         export_adapter(tmp_path / "a", base, tmp_path / "a.gguf")
     assert not (tmp_path / "a.gguf").exists()
 

@@ -188,7 +188,7 @@ def test_an_end_within_a_turn_ends_no_text(of_words):
 
 
 KNOWN = "expected a byte-level BPE ('gpt2') that splits text as 'smollm', 'gpt-2' or 'qwen2' do: "
-KNOWN += "take the model's Hugging Face folder"
+KNOWN += "use the model's Hugging Face folder"
 
 
 def test_a_gguf_tokenizer_that_is_none_of_ours_is_refused(gguf, tmp_path):
@@ -352,16 +352,16 @@ def test_a_token_of_the_vocabulary_becomes_special_with_its_id(model_dir):
 @pytest.mark.parametrize(
     ("file", "settings", "message"),
     [
-        *(("tokenizer_config", {"added_tokens_decoder": {i: added}}, f"it adds {said}: tokenizer.json does not")
+        *(("tokenizer_config", {"added_tokens_decoder": {i: added}}, f"it adds {said}, but tokenizer.json does not")
           for i, added, said in [("5", {"content": "<x>"}, "'<x>' as token '5'"), ("x", {}, "None as token 'x'"),
                                  ("29", {"content": "</s>"}, "'</s>' as token '29'")]),
         ("tokenizer_config", {"added_tokens_decoder": [1]}, "'list' object has no attribute 'items'"),
-        ("added_tokens", {"<x>": 256}, "it adds '<x>' as token '256': tokenizer.json does not"),
+        ("added_tokens", {"<x>": 256}, "it adds '<x>' as token '256', but tokenizer.json does not"),
         ("tokenizer_config", {"split_special_tokens": True},
-         "split_special_tokens is True, supported: False: special tokens would be split up"),
-        ("tokenizer_config", {"extra_special_tokens": [3]}, "a special token is 3, expected a text"),
+         "split_special_tokens is True, supported: False (else special tokens are split up)"),
+        ("tokenizer_config", {"extra_special_tokens": [3]}, "a special token is 3, expected a string"),
         ("tokenizer", {"model": {"type": "BPE", "dropout": 0.5, "vocab": {}, "merges": []}},
-         "dropout is 0.5, supported: null: a text would get different ids each time"),
+         "dropout is 0.5, supported: null (else a text gets different ids each time)"),
         *(("generation_config", {"eos_token_id": end}, f"Expected `int{said}")
           for end, said in [
               *((end, f" | array | null`, got `{kind}` - at `$.eos_token_id`")
