@@ -42,7 +42,7 @@ FINGERPRINT_NUMBERS = 1 << 20
 
 
 class CheckpointError(ValueError):
-    """A checkpoint is damaged, or belongs to a run with a different configuration, so no run can resume from it."""
+    """A run cannot resume from a checkpoint, because it is damaged or has a different configuration."""
 
 
 class Checkpoint:

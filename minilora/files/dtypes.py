@@ -1,4 +1,4 @@
-"""The floating-point types in files, and the rounding to them."""
+"""The floating-point types of tensors in files, with the rounding to them."""
 
 from __future__ import annotations
 

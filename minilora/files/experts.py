@@ -89,14 +89,14 @@ def _check_orientation(name: str, weights: Weights) -> None:
     if exchanged:
         what = "is stored (E, in, out), as the shapes of both arrays show: only (E, out, in) is supported"
     elif exchanged is None and len(matrix) == 2 and len({*matrix}) == 1:
-        what = "has square matrices, and the other array is not there to show whether it is stored (E, out, in)"
+        what = "has square matrices, and the other array does not show whether it is stored (E, out, in)"
     else:
         return
     raise FileRefused(weights.holder[name].path, f"{short(name)} {what}")
 
 
 def _for_each(path: str, experts: int, out: int, width: int, weights: Weights) -> list[ExpertTensor]:
-    """Return the tensors of the single experts; require that they exist for exactly this number of experts."""
+    """Return the tensors that each belong to one expert; require that they exist for exactly this number of experts."""
     name = path.rpartition(".")[2]
     parts = PARTS.get(name, ())
     edges = [0, *(out // len(parts) for _ in parts[1:]), out]  # the bounds of the parts' rows
@@ -117,6 +117,6 @@ def _for_each(path: str, experts: int, out: int, width: int, weights: Weights) -
                 if tensor.name not in weights.holder:
                     raise FileRefused(weights.path, f"there is no {short(tensor.name)}, expected {experts} experts")
             return tensors
-    each = [short(f"{path.removesuffix(name)}0.{part}.weight") for part in parts[:1]]
-    such = "".join(f", nor a tensor for each expert, such as {tensor}" for tensor in each)
-    raise FileRefused(weights.path, f"there is no {short(path)}{such}")
+    examples = [short(f"{path.removesuffix(name)}0.{part}.weight") for part in parts[:1]]
+    others = "".join(f", nor a tensor for each expert, such as {tensor}" for tensor in examples)
+    raise FileRefused(weights.path, f"there is no {short(path)}{others}")

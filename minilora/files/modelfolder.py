@@ -1,4 +1,4 @@
-"""What a merged folder needs besides merged weights: its other files, and a separate head if the base's is tied.
+"""Helpers for merging a model's whole folder: copying its other files, untying its head.
 
 The head of a tied model is its embedding: one array in two modules. An adapter of `embed_tokens` changes only the
 input, one of `lm_head` only the output. The merged model needs both arrays, so the head gets its own tensor, and

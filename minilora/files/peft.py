@@ -69,7 +69,7 @@ KERNEL_AXES = {"linear": 0, "conv1d": 1, "conv2d": 2}
 
 @dataclass(frozen=True)
 class Form:
-    """How one module's adapter is stored in a file."""
+    """The way one module's adapter is stored in a file."""
 
     kind: str = "linear"  # or "embedding", "conv1d", "conv2d", "parameter"
     kernel: tuple[int, ...] = ()  # a convolution's kernel sizes
@@ -173,7 +173,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def by_pattern(key: str, patterns: Mapping[str, Any], paths: list[str], usual: Any) -> list[Any]:
-    """Return each path's value: of the first pattern that matches it, else of a key equal to it, else `usual`."""
+    """Return each path's value: that of the first matching pattern, else of a key equal to the path, else `usual`."""
     with named(key):
         numbers = first_matches(patterns, paths)
     values = [*patterns.values()]
@@ -344,7 +344,7 @@ def _checked(file: TensorFile, module: str, form: Form, rank: int) -> Form:
         shape = specs[0].shape
         if len(shape) != 2 or not shape[0] or shape[0] % rank:
             raise ValueError(
-                f"{short(keys[0])} has shape {list(shape)}, expected a multiple of the rank {rank} as rows"
+                f"{short(keys[0])} has shape {list(shape)}, expected rows in a multiple of the rank {rank}"
             )
         form, rank = replace(form, experts=shape[0] // rank), shape[0]
     for key, spec in zip(keys, specs, strict=True):
@@ -379,7 +379,7 @@ def _full_norms(file: TensorFile, forms: Mapping[str, Form]) -> frozenset[str]:
 
 
 def _check_of_one_save(text: bytes, file: TensorFile) -> None:
-    """Require that two files of ours come from the same save: no shape shows that alpha belongs to other factors."""
+    """Require that two files of `save_adapter` are from one save: no shape shows that alpha belongs to other factors."""
     noted = file.metadata.get(DIGEST_KEY)
     if noted is not None and noted != digest(text) and config_text(json.loads(text)) == text:
         raise ValueError(

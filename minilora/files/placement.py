@@ -1,4 +1,4 @@
-"""The tensors of a model's files that an adapter changes, and their layouts.
+"""The tensors of a model's files that an adapter changes, with their layouts.
 
 An adapter's modules are matched with a model's tensors by name, and each shape must fit the factors. An adapter is
 refused if any part of it matches nothing, since the effect of that part would silently be missing.
@@ -127,13 +127,13 @@ def _weight_names(modules: list[str], weights: Weights) -> dict[str, str]:
     missing = next(module for module in modules if module + ".weight" not in weights.holder)
     last = missing.rpartition(".")[2]
     if last in (EMBEDDING, HEAD) and ties_head(weights):
-        there = "its head is tied to the embedding. Merge the model's folder into a folder, which gets a separate head"
+        hint = "its head is tied to the embedding. Merge the model's folder into a folder, which gets a separate head"
     elif any(f"{missing}.{part}" in weights.holder for part in ("qweight", "weight_packed", "weight.absmax")):
-        there = f"that layer of the base is quantised, which is not supported: {QUANTISED_HINT}"
+        hint = f"that layer of the base is quantised, which is not supported: {QUANTISED_HINT}"
     else:
         like = (name for name in weights.holder if name.endswith(f".{last}.weight"))
-        there = f"there is {short(next(like, next(iter(weights.holder), 'nothing')))}"
-    raise FileRefused(weights.path, f"there is no {short(missing + '.weight')}, which the adapter changes: {there}")
+        hint = f"there is {short(next(like, next(iter(weights.holder), 'nothing')))}"
+    raise FileRefused(weights.path, f"there is no {short(missing + '.weight')}, which the adapter changes: {hint}")
 
 
 def _multimodal_name(module: str, weights: Weights) -> str | None:

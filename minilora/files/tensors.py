@@ -50,7 +50,7 @@ OTHER_FORMATS = {
     b"GGUF": "it is a .gguf file. `minilora export` converts an adapter to a file for llama.cpp's --lora; "
     "`minilora merge` merges into a file with the suffix .gguf",
 }
-"""What to call files of other formats in errors, by their first bytes."""
+"""Descriptions of files of other formats, by their first bytes, for errors."""
 
 
 @dataclass(frozen=True, slots=True)

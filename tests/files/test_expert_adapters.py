@@ -196,8 +196,8 @@ PAIRS = "there are 2 pairs of factors for arrays of 'experts', but target_parame
         ({"target_parameters": [1]}, "Expected `str`, got `int` - at `$.target_parameters[0]`"),
         ({"target_parameters": []}, "target_modules is [], expected names or a regular expression"),
         ({"r": 5},
-         "'base_model.model.experts.lora_A.weight' has shape [12, 5], expected a multiple of the rank 5 "
-         "as rows"),
+         "'base_model.model.experts.lora_A.weight' has shape [12, 5], expected rows in a multiple of the rank "
+         "5"),
         ({"use_dora": True}, "use_dora is True for all modules, but 'experts' has no lora_magnitude_vector"),
     ],
 )  # fmt: skip

@@ -154,7 +154,7 @@ def test_a_square_array_alone_is_refused(tmp_path):
 
     base, ones = {"mlp.experts.down_proj": array(2, 6, 6)}, np.ones((6, 6), "f4")
     layers = {"mlp.experts.down_proj": StackedLoRA(ones, ones, 3, experts=2)}
-    said = r"has square matrices, and the other array is not there to show whether it is stored \(E, out, in\)$"
+    said = r"has square matrices, and the other array does not show whether it is stored \(E, out, in\)$"
     with pytest.raises(FileRefused, match=said):
         merged(tmp_path, base, layers)
     assert not (tmp_path / "out.safetensors").exists()

@@ -47,7 +47,10 @@ def test_what_is_saved_is_loaded(tmp_path, kind):
     for changed, message in (
         ({key: value for key, value in tensors.items() if key != name}, f"there is no '{name}', expected 4 experts"),
         (tensors | {name: tensors[name][:-1].copy()}, f"'{name}' has shape .* expected"),
-        (tensors | {name.replace("experts.2", "experts.4"): tensors[name]}, r"there is '.*experts.4.*', expected only 4"),
+        (
+            tensors | {name.replace("experts.2", "experts.4"): tensors[name]},
+            r"there is '.*experts.4.*', expected only 4",
+        ),
     ):
         save_file(changed, tmp_path / "m" / WEIGHTS)
         with pytest.raises(FileRefused, match=message):
