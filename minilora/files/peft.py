@@ -379,7 +379,7 @@ def _full_norms(file: TensorFile, forms: Mapping[str, Form]) -> frozenset[str]:
 
 
 def _check_of_one_save(text: bytes, file: TensorFile) -> None:
-    """Require that two files of `save_adapter` are from one save: no shape shows that alpha belongs to other factors."""
+    """Require that two files of `save_adapter` are from one save: no shape shows that alpha is of other factors."""
     noted = file.metadata.get(DIGEST_KEY)
     if noted is not None and noted != digest(text) and config_text(json.loads(text)) == text:
         raise ValueError(
