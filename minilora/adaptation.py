@@ -36,7 +36,7 @@ from .variants.pissa import over_original, pissa
 from .variants.stackedlora import StackedLoRA, StackedLoRALinear
 
 ALL_LINEAR = "all-linear"
-STARTS = ("lora", "pissa")
+INITS = ("lora", "pissa")
 
 
 def adapt(
@@ -92,7 +92,7 @@ def adapt(
     """
     (rank,) = check_sizes(rank=rank)
     check_choice("dora_norm", dora_norm, NORMS)
-    check_choice("init", init, STARTS)
+    check_choice("init", init, INITS)
     use_dora = check_flag("use_dora", use_dora)
     stacks = named_parameters(model, target_parameters) if target_parameters else {}
     if stacks and (use_dora or init != "lora"):

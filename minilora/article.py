@@ -127,7 +127,7 @@ def run(
     if checkpoint is not None:
         settings["backend"] = backend.name
         checkpoints = {name: keeper_of(file, settings) for name, file in checkpoint_files(checkpoint).items()}
-    rng, told = np.random.default_rng(seed), Report(tell)
+    rng, told = np.random.default_rng(seed), RunReport(tell)
     training: dict[str, Any] = {
         "epochs": epochs, "batch_size": batch_size, "lr": lr, "rng": rng, "progress": progress, "report": told.epoch,
         "batches": None,  # each batch is drawn from all rows, as in the article
@@ -202,7 +202,7 @@ def checkpoint_files(path: str | Path) -> dict[str, Path]:
     return {"base": path, "adapter": path.with_name(f"{path.stem}.adapter{path.suffix}")}
 
 
-class Report:
+class RunReport:
     """The report of a run, printed as it proceeds."""
 
     def __init__(self, tell: Callable[[str], object] | None) -> None:

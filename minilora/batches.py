@@ -23,7 +23,7 @@ from .backend import Backend
 from .checks import Array, check_integer
 
 DEFAULT_ROWS = 128  # the size of a batch
-MOST = 2**31 - 1  # rows in an epoch, whose indices are drawn at once
+MOST_ROWS_DRAWN = 2**31 - 1  # rows in an epoch, whose indices are drawn at once
 
 
 class Passes:
@@ -101,4 +101,4 @@ def check_batches(batch_size: Any, steps: Any, n: int, batches: Any) -> tuple[in
     if size > n:
         raise ValueError(f"batch_size must be at most the {n} rows of X, got {size}")
     steps = getattr(batches, "steps", n // size) if steps is None else steps
-    return size, check_integer("steps", steps, at_least=1, at_most=MOST // size)
+    return size, check_integer("steps", steps, at_least=1, at_most=MOST_ROWS_DRAWN // size)

@@ -32,7 +32,7 @@ MIN_ALPHA, MAX_ALPHA = 1e-30, 1e30
 # The complex types are for the complex step of `gradcheck`: complex128 computes with float64's precision.
 _PRECISION = {f: f for f in ("float16", "float32", "float64")} | {"complex64": "float32", "complex128": "float64"}
 
-FLOATS = frozenset(map(np.dtype, ("float16", "float32", "float64")))
+REAL_DTYPES = frozenset(map(np.dtype, ("float16", "float32", "float64")))
 """The real dtypes that layers compute with."""
 
 IMAGINARY = 1e-6
@@ -152,7 +152,7 @@ def check_shape(name: str, value: Array, expected: tuple[int, ...]) -> None:
         raise ValueError(f"{name} has shape {tuple(value.shape)}, expected {tuple(expected)}")
 
 
-def check_count(name: str, value: Array) -> int:
+def check_not_empty(name: str, value: Array) -> int:
     """Return the number of entries, which must not be zero."""
     if 0 in value.shape:
         raise ValueError(f"{name} has shape {tuple(value.shape)}: the mean of no entries does not exist")
@@ -254,7 +254,7 @@ def check_rng(rng: Any) -> None:
         raise TypeError(f"rng must be a numpy.random.Generator such as numpy.random.default_rng(0), got {short(rng)}")
 
 
-def check_start(rng: Any, dtype: Any, alpha: Any = 1.0, **sizes: Any) -> list[int]:
+def check_layer(rng: Any, dtype: Any, alpha: Any = 1.0, **sizes: Any) -> list[int]:
     """Return a new layer's sizes as Python ints, checking all arguments before anything is drawn."""
     numbers = check_sizes(**sizes)
     check_rng(rng)

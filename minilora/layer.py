@@ -64,7 +64,7 @@ import numpy as np
 from .backend import backend_of
 from .checks import (
     ASTYPE,
-    FLOATS,
+    REAL_DTYPES,
     RECAST,
     Array,
     check_array,
@@ -432,7 +432,7 @@ def _usual(layer: Layer, value: Any) -> bool:
 
     Between the layers of a model it always is, so comparisons suffice. The checks handle all other cases.
     """
-    if type(value) is not np.ndarray or value.dtype not in FLOATS:
+    if type(value) is not np.ndarray or value.dtype not in REAL_DTYPES:
         return False
     like = first_array(layer)
     return like is None or (type(like) is np.ndarray and value.dtype == like.dtype)

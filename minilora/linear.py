@@ -31,7 +31,7 @@ from typing import Annotated, Any
 import numpy as np
 
 from .backend import Backend, backend_or_numpy
-from .checks import Array, check_flag, check_start
+from .checks import Array, check_flag, check_layer
 from .layer import Cache, Layer, rows
 
 
@@ -75,7 +75,7 @@ class Linear(Layer):
         `rng`, a `numpy.random.Generator`, draws in float64, then the values are rounded to `dtype`: one seed gives one
         start in every precision. `backend`, from `get_backend`, holds the arrays; NumPy by default.
         """
-        check_start(rng, dtype, in_features=in_features, out_features=out_features)
+        check_layer(rng, dtype, in_features=in_features, out_features=out_features)
         bias, backend, bound = check_flag("bias", bias), backend_or_numpy(backend), 1 / math.sqrt(in_features)
         weight = backend.asarray(rng.uniform(-bound, bound, (out_features, in_features)), dtype)
         return cls(weight, backend.asarray(rng.uniform(-bound, bound, out_features), dtype) if bias else None)

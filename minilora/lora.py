@@ -45,7 +45,7 @@ import numpy as np
 
 from .adapted import Adapted
 from .backend import Backend, backend_of, backend_or_numpy
-from .checks import Array, check_instance, check_start, warn_of_rank
+from .checks import Array, check_instance, check_layer, warn_of_rank
 from .layer import Cache, Layer, matmul, rows
 from .linear import Linear
 
@@ -94,7 +94,7 @@ class LoRA(Layer):
 
         A rank above min(in, out) is allowed, without a benefit. `rng`, `dtype` and `backend` are as in `Linear.init`.
         """
-        check_start(rng, dtype, alpha, in_features=in_features, out_features=out_features, rank=rank)
+        check_layer(rng, dtype, alpha, in_features=in_features, out_features=out_features, rank=rank)
         backend, bound = backend_or_numpy(backend), 1 / math.sqrt(in_features)
         lora_A = backend.asarray(rng.uniform(-bound, bound, (rank, in_features)), dtype)
         return cls(lora_A, backend.zeros((out_features, rank), dtype), alpha)

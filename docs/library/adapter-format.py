@@ -5,11 +5,11 @@ from pages import block, shown
 # %% Each key that changes numbers
 from minilora.conformance.golden.adapters import DEFAULTS
 from minilora.conformance.golden.cases import CASES
-from minilora.files.peft import CHANGES_NUMBERS, KEYS
+from minilora.files.peft import CHANGES_NUMBERS, CONFIG_KEYS
 
 configs, lines = [(case.id, config) for case in CASES for config, _ in case.files()], []
 always = {"peft_type", "r", "lora_alpha", "target_modules"}
-for key in (key for key in KEYS if key in CHANGES_NUMBERS - always):
+for key in (key for key in CONFIG_KEYS if key in CHANGES_NUMBERS - always):
     own = [id for id, config in configs if config.get(key) != DEFAULTS.get(key)]
     if own:
         more = f", and {len(own) - 5} more" if len(own) > 5 else ""

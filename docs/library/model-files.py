@@ -9,15 +9,15 @@ from pages import says
 from minilora.language.config import MODEL_KINDS, SIZE_KEYS, from_json
 from minilora.language.files import gguf
 from minilora.language.files.tokens import NO_TEXT, USERS
-from minilora.language.text import UNCUT, token_ids
+from minilora.language.text import LONGEST_PIECE, token_ids
 
 
 def missing(name):
     """Return the defaults of a missing setting, each with its kinds."""
     found = {}
     for kind, of in MODEL_KINDS.items():
-        if name in of.usual:
-            found.setdefault(of.usual[name], []).append(kind)
+        if name in of.defaults:
+            found.setdefault(of.defaults[name], []).append(kind)
     return ", ".join(f"{value:,} for {' and '.join(kinds)}" for value, kinds in found.items())
 
 
@@ -39,10 +39,10 @@ fields = {f"llama.{theirs}": 8 for ours, theirs in gguf.GGUF_SIZES.items() if ou
 fields |= {"general.architecture": "llama", "llama.embedding_length": sizes["hidden_size"]}
 base = gguf._config(fields, {}).rope["rope_theta"]
 says(f"| llama.rope.freq_base | any | the rotary base, read; default {base:,.0f} |")
-assert round(UNCUT / 1e6) == 2
+assert round(LONGEST_PIECE / 1e6) == 2
 says("no cut within two million characters")
 
 # Facts from elsewhere: measured once on the machine that the page names, and the name of a model.
 says("some 260 bytes of memory for each byte of a text", "OLMoE's and Llama 4's mixtures")
 says("50 MB with a token for each byte\n  took 1.6 GB (Linux on x86-64, Python 3.11)")
-assert "some 260 bytes of memory for each byte of a text" in token_ids.__doc__
+assert "about 260 bytes of memory for each byte of text" in token_ids.__doc__

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from ..files.dtypes import FLOATS
-from ..files.experts import PARTS
+from ..files.experts import EXPERT_PARTS
 from ..language.files.gguf import is_permuted
 from ..layers.nf4 import dequantize_nf4, quantize_nf4
 from ..layers.rotary import halves_from_interleaved
@@ -55,7 +55,7 @@ def changed_rows(landing: Landing, module: Module, matrices: list[Matrix]) -> di
         return {(e, 0): matrix for e, matrix in enumerate(matrices)}
     if expert >= len(matrices):
         raise FileRefused(landing.model.path, f"{short(unit)} has no expert {expert}")
-    parts = PARTS[unit.rpartition(".")[2]]
+    parts = EXPERT_PARTS[unit.rpartition(".")[2]]
     rows = matrices[expert].shape[0] // len(parts)
     top = rows * parts.index(part)
     return {(expert, top): matrices[expert].cut(top, top + rows)}

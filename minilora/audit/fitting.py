@@ -13,7 +13,7 @@ import math
 from collections.abc import Iterator
 
 from ..files.expert_adapters import EXCHANGED_UNTIL, version_of
-from ..files.experts import MIXTRAL_MLP, ORDER, PARTS, are_exchanged
+from ..files.experts import EXPERT_ORDER, EXPERT_PARTS, MIXTRAL_MLP, are_exchanged
 from ..files.modelfolder import EMBEDDING, HEAD
 from .findings import NOTE, SUSPICIOUS, WRONG, Fault, Finding, about, counted, one_per_code
 from .headers import AdapterFile, Module, Shape
@@ -99,14 +99,14 @@ def _expert_shape(landing: Landing, place: str) -> tuple[int, int, int] | None:
         if spelled in model.arrays or spelled in model.modules:  # one tensor for all of them
             shape = model.arrays.get(spelled) or model.modules.get(spelled)
             return None if shape is None else (*(1,) * (3 - len(shape)), *shape)  # type: ignore[return-value]
-    array, parts = unit_of(place)[0], len(PARTS.get(place.rpartition(".")[2], ("",)))
+    array, parts = unit_of(place)[0], len(EXPERT_PARTS.get(place.rpartition(".")[2], ("",)))
     shapes = landing.experts.get(array, [None])
     return None if shapes[0] is None else (len(shapes) // parts, shapes[0][0] * parts, shapes[0][1])
 
 
 def _shape_in_array(module: Module, place: str, shape: Shape | None) -> Shape | None:
     """Return the shape of an array, or of the part of it that belongs to a single expert's layer."""
-    parts = PARTS.get(place.rpartition(".")[2])
+    parts = EXPERT_PARTS.get(place.rpartition(".")[2])
     if shape is None or parts is None or module.kind == "experts" or len(shape) != 3:
         return shape
     return shape[1] // len(parts), shape[2]
@@ -115,7 +115,7 @@ def _shape_in_array(module: Module, place: str, shape: Shape | None) -> Shape | 
 def _stored_in_out(landing: Landing, place: str) -> bool | None:
     """Return whether experts' weights are stored (E, in, out): comparing gate_up_proj with down_proj shows it."""
     module = place.rpartition(".")[0]
-    gate_up, down = (_expert_shape(landing, f"{module}.{name}") for name in ORDER)
+    gate_up, down = (_expert_shape(landing, f"{module}.{name}") for name in EXPERT_ORDER)
     return are_exchanged(gate_up[1:], down[1:]) if gate_up and down else None
 
 

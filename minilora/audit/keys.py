@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..files.expert_adapters import B_LAYOUTS
-from ..files.peft import DIGEST_KEY, KEYS, UNSET, config_text, digest
+from ..files.peft import CONFIG_KEYS, DIGEST_KEY, UNSET, config_digest, config_text
 from ..texts import short
 from .findings import NOTE, SUSPICIOUS, WRONG, Finding, about
 from .headers import AdapterFile
@@ -100,7 +100,7 @@ def negative_alpha(adapter: AdapterFile) -> Iterator[Finding]:
 def initialization(adapter: AdapterFile) -> Iterator[Finding]:
     """Find an initialisation that changed the base weight, or one that PEFT does not know."""
     value = adapter.get("init_lora_weights")
-    if isinstance(value, bool | str | None) and value in KEYS["init_lora_weights"]["x-supported"]:
+    if isinstance(value, bool | str | None) and value in CONFIG_KEYS["init_lora_weights"]["x-supported"]:
         return
     said = f"init_lora_weights is {short(value)}"
     if not isinstance(value, str) or not CHANGING_INITS.fullmatch(value):
@@ -117,8 +117,8 @@ def initialization(adapter: AdapterFile) -> Iterator[Finding]:
 
 def unknown_keys(adapter: AdapterFile) -> Iterator[Finding]:
     """Find keys that PEFT does not have, and name the key that a misspelt one resembles."""
-    known = [key.lower() for key in KEYS]
-    unknown = [key for key, value in (adapter.config or {}).items() if key not in KEYS and value not in UNSET]
+    known = [key.lower() for key in CONFIG_KEYS]
+    unknown = [key for key, value in (adapter.config or {}).items() if key not in CONFIG_KEYS and value not in UNSET]
     near = {key: difflib.get_close_matches(key.lower(), known, 1, 0.85) for key in unknown[:MAX_UNKNOWN]}
     for key, matches in near.items():
         for match in matches:
@@ -135,7 +135,7 @@ def two_saves(adapter: AdapterFile) -> Iterator[Finding]:
         config_text(dict(adapter.config or {})),
         adapter.config_path,
     )
-    if noted is not None and path is not None and path.stat().st_size == len(text) and digest(text) != noted:
+    if noted is not None and path is not None and path.stat().st_size == len(text) and config_digest(text) != noted:
         yield Finding(WRONG, "two-saves", "the configuration is not the one that was saved with the factors")
 
 

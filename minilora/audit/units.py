@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from ..files.dtypes import FLOATS
-from ..files.experts import MIXTRAL, MIXTRAL_MLP, PARTS
+from ..files.experts import EXPERT_PARTS, MIXTRAL, MIXTRAL_MLP
 from ..files.tensors import NF4_STATE, numpy_dtype
 from ..language.files.gguf import is_permuted
 from ..language.files.nf4files import NF4Weights
@@ -33,7 +33,7 @@ NUMBERS_AT_A_TIME = 1 << 17
 """How many numbers of a matrix are compared at a time."""
 ONE_EXPERT = re.compile(r"(?P<experts>.+\.experts)\.(?P<number>\d+)\.(?P<name>[^.]+)")
 OURS_OF_MIXTRAL = {theirs: ours for ours, theirs in MIXTRAL.items()}
-ARRAYS = {part: array for array, parts in PARTS.items() for part in parts}
+ARRAYS = {part: array for array, parts in EXPERT_PARTS.items() for part in parts}
 """The array that contains a single expert's layer, by the layer's name."""
 
 
@@ -170,7 +170,7 @@ class Source:
                 found[key] = [self._matrix([name], shape, e) for e in range(E)]
         for unit, experts in apart.items():
             for _, keys in sorted(experts.items()):
-                names = [keys[part] for part in PARTS[unit.rpartition(".")[2]] if part in keys]
+                names = [keys[part] for part in EXPERT_PARTS[unit.rpartition(".")[2]] if part in keys]
                 found[unit].append(self._matrix(names, self.shape(names[0])))
         return found
 

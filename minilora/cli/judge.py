@@ -18,7 +18,7 @@ from .console import add_model, check_output, discard, files, path, print_error
 if TYPE_CHECKING:
     from ..report import Report
 
-PRECISIONS = ("float64", "float32", "float16", "bfloat16")
+CHECKED_DTYPES = ("float64", "float32", "float16", "bfloat16")
 TIMEOUT, LONGEST = 20.0, 1e9  # in seconds; the clocks of some systems overflow not far above
 START_FILES = ("numpy", "class", "torch", "peft", "jax", "mlx")
 """The kinds of files that ``--start`` can write, from ``conformance/start``."""
@@ -144,7 +144,9 @@ def add_conformance(commands: Any) -> None:
         help=f"print a Python file that wraps your LoRA, for you to fill in: {', '.join(START_FILES)}",
     )
     parser.add_argument("-o", "--output", type=path, metavar="FILE", help="with --start, write to this new file")
-    parser.add_argument("--dtype", choices=PRECISIONS, help="the precision to check in (default: the implementation's)")
+    parser.add_argument(
+        "--dtype", choices=CHECKED_DTYPES, help="the precision to check in (default: the implementation's)"
+    )
     parser.add_argument(
         "--require", metavar="CLAIMS", help="exit with 1 unless these claims are offered, such as forward,slope,merge"
     )

@@ -1,14 +1,14 @@
-"""The gradients of a large batch with the memory of a small one: those of its parts, added up.
+"""Gradient accumulation: the gradients of a large batch with the memory of a small one.
 
 The loss is a mean over the targets of a batch. Cut the batch into parts; let M be its number of targets, M_p a part's:
 
     L = sum_p (M_p / M) L_p        so        g = sum_p (M_p / M) g_p
 
-The caches of a part are gone when its gradients are there. The sums differ from the whole batch's only by rounding.
+A part's caches are freed when its gradients are computed. The sums differ from the whole batch's only by rounding.
 
-No part needs another's result, so several can run at once (`minilora.fast.threads`): they share the cores from their
-forward to their backward, and meet once a step. The parts follow from the batch and `rows`, and the sum is taken in
-their order. So the bits do not depend on the number of workers.
+The parts are independent, so several can run in parallel (`minilora.fast.threads`): each core runs whole parts from
+forward to backward, and they synchronise once per step. The parts depend only on the batch and `rows`, and are summed
+in order, so the bits do not depend on the number of workers.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from ..variants.dropout import of_sequences
 from .threads import check_workers, on_threads
 
 Part: TypeAlias = slice | np.ndarray
-"""Rows of a batch: some in a line, or their numbers."""
+"""Rows of a batch: a slice, or indices."""
 Cut: TypeAlias = Callable[[Array, int], Sequence[Part]]
-"""``cut(y, rows)``: the parts of a batch with these targets."""
+"""``cut(y, rows)`` returns the parts of a batch with these targets."""
 
 
 def of_rows(y: Array, rows: int) -> list[slice]:
-    """Return slices of `rows` rows that contain a target, at least one. On a GPU all of them: looking would wait."""
+    """Return slices of `rows` rows with a target, at least one slice. On a GPU return all: looking would wait."""
     parts = [slice(start, start + rows) for start in range(0, len(y), rows)]
     if not isinstance(y, np.ndarray) or y.dtype.kind not in "iu":
         return parts
@@ -44,35 +44,34 @@ def of_rows(y: Array, rows: int) -> list[slice]:
 
 @dataclass(frozen=True)
 class accumulate:
-    """The gradients of a batch, `rows` rows at a time: ``gradients(model, x, y, loss)``, for `train`.
+    """Gradients of a batch, `rows` rows at a time: ``gradients(model, x, y, loss)``, for `train`.
 
         train(..., loss=cross_entropy, gradients=minilora.fast.accumulate(4))
 
-    While it computes, the BLAS of the whole process has one thread, through the package threadpoolctl; afterwards as
-    many as before. Other threads of your program notice that. In a process that has one BLAS thread from its start
-    (``OPENBLAS_NUM_THREADS=1``, set before NumPy is imported), as ``minilora finetune`` has, a step is faster still:
-    OpenBLAS has no second thread then that spins on for a while. `train` measures losses on as many workers.
+    During the computation the BLAS of the whole process is limited to one thread by the package threadpoolctl, which
+    also affects other threads of your program. A step is faster still in a process that starts with one BLAS thread
+    (``OPENBLAS_NUM_THREADS=1``, set before NumPy is imported), like ``minilora finetune``: OpenBLAS then has no second
+    thread that keeps spinning. `train` measures losses with as many workers.
 
     Parameters
     ----------
     rows : int
-        At least 1. A batch's last part may have fewer. Only `rows` decides the parts, and a part in which no target
-        counts is skipped.
+        The rows per part, at least 1. A batch's last part may have fewer. A part in which no target counts is skipped.
     workers : int
-        How many parts are computed at once, each on a thread of its own; at least 1. The memory that a step needs
-        grows with it, and the gradients are the same to the last bit. The model and the loss are called from these
-        threads, with the `np.errstate` of the caller. None of the threads outlives the call.
+        The number of parts to compute in parallel, each on its own thread; at least 1. The memory of a step grows with
+        it; the gradients are bit-identical. Model and loss are called from these threads, with the caller's
+        `np.errstate`. No thread outlives the call.
     gradients : callable, optional
-        ``gradients(model, x, y, loss)``, which computes those of a part; by default forward, loss and backward. Another
-        way is `minilora.language.text.gradients_at_targets`.
+        ``gradients(model, x, y, loss)`` for one part; by default forward, loss and backward. An alternative is
+        `minilora.language.text.gradients_at_targets`.
     cut : callable
-        ``cut(y, rows)``, the parts of a batch with these targets; by default slices of `rows` rows.
+        ``cut(y, rows)`` returns the parts of a batch with these targets; by default slices of `rows` rows.
 
     Raises
     ------
     ValueError, TypeError
-        If `rows` or `workers` is not an integer of at least 1; from a call, before it computes anything, if more than
-        one worker meets a CuPy array. An exception in one part is raised when the others have ended.
+        If `rows` or `workers` is not an integer of at least 1; in a call, before any computation, if there is
+        more than one worker for CuPy arrays. An exception in one part is raised after the others have finished.
     """
 
     rows: int
@@ -85,7 +84,7 @@ class accumulate:
         check_integer("workers", self.workers, at_least=1)
 
     def __call__(self, model: Layer, x: Array, y: Array, loss: Loss) -> dict[str, Array]:
-        """Return the gradients of ``loss(model(x), y)`` at what trains."""
+        """Return the gradients of ``loss(model(x), y)`` for the trainable arrays."""
         check_workers(self.workers, x)
         if len(x) != len(y):
             raise ValueError(f"y has {len(y)} rows, expected {len(x)} as x has")

@@ -1,13 +1,13 @@
-"""Adam's update faster: on a CPU block by block, on a GPU in one kernel, which reads and writes each entry once.
+"""Faster versions of Adam's update: in blocks on a CPU, and in one kernel on a GPU.
 
-On a CPU, what (20) to (24) make of a block of an array stays in a core's cache. In the kernel, (22) to (24) stand in
-the order that the paper gives at the end of its section 2. The factors that depend on the step fold into two scalars,
-computed in double precision:
+On a CPU, the intermediate results of (20) to (24) for a block stay in a core's cache. The kernel reads and writes each
+entry once, with (22) to (24) in the order at the end of the paper's section 2. The factors that depend on the step fold
+into two scalars, computed in double precision:
 
     lr_t = lr sqrt(1 - beta2^t) / (1 - beta1^t)        eps_hat = eps sqrt(1 - beta2^t)
     theta_t = theta_{t-1} - lr_t m_t / (sqrt(v_t) + eps_hat)
 
-The kernel's statements are C, and Python as well: a test runs them beside `minilora.optim.adam_update`.
+The kernel's statements are valid C and valid Python: a test compares them with `minilora.optim.adam_update`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ..backend import Backend
 from ..checks import Array
 
 BLOCK = 65_536
-"""Entries that are updated at a time."""
+"""The number of entries that are updated at a time."""
 
 KERNEL_INPUTS, KERNEL_OUTPUTS = "T g, T beta1, T rest1, T beta2, T rest2, T lr_t, T eps_hat", "T theta, T m, T v"
 KERNEL = """
@@ -33,19 +33,19 @@ theta = theta - lr_t * m / (sqrt(v) + eps_hat);
 
 
 def fastest(update: Callable[..., None], backend: Backend) -> Callable[..., None]:
-    """Return what does the same as `minilora.optim.adam_update` with less work, where these arrays live."""
+    """Return the fastest equivalent of `minilora.optim.adam_update` for these arrays."""
     if backend.name != "numpy":
         return gpu_update(backend) or update
 
     def by_blocks(theta: Array, g: Array, m: Array, v: Array, t: int, **settings: Any) -> None:
-        for some in blocks(theta):
+        for some in row_slices(theta):
             update(theta[some], g[some], m[some], v[some], t, **settings)
 
     return by_blocks
 
 
-def blocks(array: np.ndarray) -> Iterator[Any]:
-    """Yield indices that cut an array into blocks of rows; into one, where it is small."""
+def row_slices(array: np.ndarray) -> Iterator[Any]:
+    """Yield indices that cut an array into blocks of rows; a small array is one block."""
     if array.size <= BLOCK:
         yield ...
         return
@@ -55,7 +55,7 @@ def blocks(array: np.ndarray) -> Iterator[Any]:
 
 @cache
 def gpu_update(backend: Backend) -> Callable[..., None] | None:
-    """Return what takes the arguments of `minilora.optim.adam_update`, or None where the library makes no kernel."""
+    """Return a kernel with the arguments of `minilora.optim.adam_update`, or None if the library has no kernels."""
     make: Any = getattr(backend.xp, "ElementwiseKernel", None)
     if make is None:
         return None

@@ -1,7 +1,7 @@
-"""Attention by blocks: the same numbers as `minilora.layers.attention`, and P is never whole.
+"""Blockwise attention: the same numbers as `minilora.layers.attention`, without storing all of P.
 
-P is (T, T) for each head. Here it exists for some queries and some keys at a time, and blocks of later keys, where P is
-0, are passed over. So what a step keeps grows with T, and not with T^2; and a block stays in a core's cache.
+P is (T, T) for each head. Here it exists only for blocks of queries and keys, and blocks of later keys, where P is 0,
+are skipped. So a step's memory grows with T instead of T^2, and a block stays in a core's cache.
 
 FORWARD. The softmax of a row needs its largest score m_t and the sum of its exponentials Z_t, over all keys. Keep both
 for the keys so far, and with them N_t, the sum of the values times the exponentials. From one block of keys J to the
@@ -51,7 +51,7 @@ from ..layers.attention import Attention, group_rows, mask
 
 @dataclass(frozen=True)
 class Blocks:
-    """The size of a block, and up to how many queries the page's way is as fast."""
+    """Block sizes, and the sequence length up to which plain attention is as fast."""
 
     queries: int
     keys: int  # at least as many: then only the last block of a row of blocks has masked scores
@@ -63,7 +63,7 @@ class Blocks:
 
 
 CPU = Blocks(queries=64, keys=256, plain_up_to=128)
-"""Measured on one core with 2 MB of cache of its own, forward and backward, as a share of the page's time::
+"""The time of forward and backward relative to plain attention, measured on one core with 2 MB of its own cache::
 
                                            T = 128    256     512    1024    2048
     3 key heads of 3 heads, D = 64            1.05    0.75    0.61    0.52    0.46
@@ -76,21 +76,21 @@ CPU = Blocks(queries=64, keys=256, plain_up_to=128)
 T is the number of positions.
 """
 GPU = Blocks(queries=1024, keys=1024, plain_up_to=2048)
-"""Not measured. A block takes some 25 kernels, whose starts take longer than what small blocks compute."""
+"""Not measured. A block needs about 25 kernels, and launching them takes longer than computing small blocks."""
 
 
 BEFORE: tuple[Any, Any, Any] = -math.inf, 0.0, 0.0
-"""m, Z and N before any key."""
+"""m, Z and N before the first key."""
 
 
 @dataclass(eq=False, repr=False)
 class BlockwiseAttention(Attention):
-    """Attention that takes a text of more than a few positions by blocks, and a shorter one as the page does."""
+    """Attention in blocks for long texts, and plain attention for short ones."""
 
-    blocks: Blocks | None = None  # by default those that fit the library: `CPU` or `GPU`
+    blocks: Blocks | None = None  # by default `CPU` or `GPU`, by the library
 
     def attend(self, q: Array, k: Array, v: Array) -> tuple[Array, Any]:
-        """Return o, and P or, by blocks, what stands in its place: o, m and Z."""
+        """Return o and P, or in blocks o with o, m and Z instead of P."""
         blocks = self.blocks_for(q)
         if q.shape[-2] <= blocks.plain_up_to:
             return super().attend(q, k, v)
@@ -106,14 +106,14 @@ class BlockwiseAttention(Attention):
         return attend_backward(do, q, k, v, o, m, Z, blocks)
 
     def blocks_for(self, x: Array) -> Blocks:
-        """Return the size of blocks for arrays such as this."""
+        """Return the block sizes for arrays of this library."""
         return self.blocks or (CPU if isinstance(x, np.ndarray) else GPU)
 
 
 def attend(q: Array, k: Array, v: Array, blocks: Blocks) -> tuple[Array, Array, Array]:
     """Return o, of the shape of q (B, K, g, T, D), m and Z (B, K, g, T, 1); k and v are (B, K, 1, U, D).
 
-    The last of the T queries stands at the last of the U positions. In memory o lies as `Attention.join` has it.
+    The last of the T queries is at the last of the U positions. o has the memory order of `Attention.join`.
     """
     xp, (B, K, g, T, D), past = backend_of(q).xp, q.shape, k.shape[-2] - q.shape[-2]
     o = xp.empty((B, T, K, g, D), q.dtype).transpose(0, 2, 3, 1, 4)
@@ -162,16 +162,16 @@ def attend_backward(
 
 
 def scores(cq_rows: Array, k_rows: Array, n: int, *, masked: bool) -> Array:  # (B, K, g n, D), (B, K, J, D)
-    """Return S (B, K, g n, J) of (att.1), where the queries have their factor c; later positions are -inf."""
+    """Return S (B, K, g n, J) of (att.1) for queries already scaled by c; later positions are -inf."""
     S = cq_rows @ k_rows.swapaxes(-1, -2)
     return mask(S, n) if masked else S
 
 
 def exponentials(S: Array, m: Array) -> Array:  # (B, K, g n, J), (B, K, g n, 1) -> (B, K, g n, J)
-    """Return E, in the place of S."""
+    """Return E, overwriting S."""
     return backend_of(S).xp.exp(isub(S, m), out=S)  # eq. (blk.2)
 
 
 def spans(stop: int, length: int) -> list[slice]:
-    """Return what is below `stop` in pieces of one length, in order; the first may be shorter."""
+    """Return slices of one length up to `stop` in order; the first may be shorter."""
     return [slice(max(0, end - length), end) for end in range(stop, 0, -length)][::-1]

@@ -1,17 +1,17 @@
 """The gradients of the mean squared error without the error: an adapter's step with less work.
 
-An adapter is trained towards the residual R (N, out), which is what the frozen base leaves over: R = T - b - X W^T.
+An adapter is trained to fit the residual R (N, out) of the frozen base: R = T - b - X W^T.
 With c = 2 s / (N out), put the error s H B^T - R into (3) and (4) of `minilora.lora`, and multiply out:
 
     dB = c (s B H^T H - R^T H)     (17)    (out, r)
     dH = c (s H B^T B - R B)       (18)    (N, r)
 
 The gradients need R only inside R^T H and R B. Multiply the thin matrices first; then W costs 2 r in out multiply-adds
-a step, and not N in out, and neither R nor the error is ever formed:
+per step instead of N in out, and neither R nor the error is ever formed:
 
     R^T H = (T - b)^T H - W (X^T H),    R B = (T - b) B - X (W^T B)     (19)
 
-This holds for the squared error on the layer's own output, and gives no dx. It is of no use inside a network.
+This holds for the squared error on the layer's own output, and gives no dx. It does not apply inside a network.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ def residual_form(model: Layer, x: Array, y: Array, loss: Loss = mse) -> dict[st
     Parameters
     ----------
     model : LoRA or LoRALinear
-        The class itself: a subclass may compute something else, and is refused.
+        Exactly one of these classes; a subclass is refused, since it may compute something else.
     x : array, shape (..., in)
         Inputs.
     y : array, shape (..., out)
         Targets.
     loss : callable
-        `mse`, and no other: (17) and (18) are its gradients.
+        Must be `mse`, whose gradients (17) and (18) are.
 
     Returns
     -------
@@ -51,7 +51,7 @@ def residual_form(model: Layer, x: Array, y: Array, loss: Loss = mse) -> dict[st
     Raises
     ------
     TypeError, ValueError
-        If the model is of another class, the loss is another, or an array does not fit.
+        If the model has another class, the loss is not `mse`, or an array does not fit.
     """
     if loss is not mse:
         raise ValueError(f"residual_form has the gradients of minilora.mse alone, got the loss {loss!r}")

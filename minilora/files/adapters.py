@@ -66,7 +66,7 @@ from .disk import check_replaceable, check_writable, synced, written_folder, wri
 from .dtypes import FLOATS, cast
 from .expert_adapters import WRITTEN_AS, layer_paths
 from .peft import (
-    BASE,
+    BASE_WEIGHT,
     CONFIG_NAME,
     DIGEST_KEY,
     KERNEL_AXES,
@@ -77,8 +77,8 @@ from .peft import (
     AdapterFolder,
     Config,
     Form,
+    config_digest,
     config_text,
-    digest,
     is_module_path,
 )
 from .tensors import in_dtype, write_tensors
@@ -88,7 +88,7 @@ __all__ = ["load_adapter", "save_adapter"]
 SAVED_DTYPES = ("float16", "float32", "float64")
 FILE_DTYPES = {dtype.name: dtype for dtype in FLOATS.values()}
 """The dtypes that a tensor in a file can have, by name. NumPy has no bfloat16, so arrays cannot have it."""
-SAVED = (LoRA, Adapter, DoRAAdapter, StackedLoRA, LoRALinear, DoRA, AdaptedRows, StackedLoRALinear)
+SAVED_CLASSES = (LoRA, Adapter, DoRAAdapter, StackedLoRA, LoRALinear, DoRA, AdaptedRows, StackedLoRALinear)
 """The adapters and adapted layers that PEFT's layout can represent. A subclass may compute something else."""
 
 
@@ -164,7 +164,7 @@ def kept_system_message(folder: AdapterFolder) -> str | None:
 def check_base_weights(folder: AdapterFolder, weight: Callable[[str], Any]) -> None:
     """Require that base weights in an adapter's folder equal those of the model, which `weight` looks up by path."""
     for module in sorted(folder.with_base):
-        key, base = f"{PREFIX}{module}.{BASE}", weight(module)
+        key, base = f"{PREFIX}{module}.{BASE_WEIGHT}", weight(module)
         if base is None:
             continue
         theirs, dtype = folder.file.read(key), FLOATS[folder.file.tensors[key].dtype]
@@ -269,7 +269,7 @@ def save_adapter(
     read_as.check_targets({module: forms[module] for module in modules})
     text = config_text(config)
     full = [module for module, a in saved.items() if isinstance(a, DoRAAdapter) and a.dora_norm == "full"]
-    notes = {"format": "pt", DIGEST_KEY: digest(text), **({NORM_KEY: "\n".join(full)} if full else {})}
+    notes = {"format": "pt", DIGEST_KEY: config_digest(text), **({NORM_KEY: "\n".join(full)} if full else {})}
     notes |= {SYSTEM_KEY: system} if system else {}
     check_adapter_target(path)
     check_no_adapter(path, check_flag("overwrite", overwrite), "path", "overwrite=True")
@@ -324,7 +324,7 @@ def _adapter_to_save(module: Any, layer: Any) -> Adapter | StackedLoRA:
         raise ValueError(f"layers has the key {short(module)}, expected a module's path such as 'enc.q_proj'")
     own = layer if isinstance(layer, LoRA) else getattr(layer, "adapter", None)
     for part in (layer, own):
-        if type(part) not in SAVED:
+        if type(part) not in SAVED_CLASSES:
             raise TypeError(
                 f"layers[{short(module)}] must be a LoRA or a LoRALinear, got {kind_of(part)}, which PEFT's layout "
                 "of LoRA cannot represent"

@@ -35,7 +35,7 @@ __all__ = ["Checkpoint", "CheckpointError"]
 
 TEXT_KEY, CHECKSUM_KEY = "minilora_checkpoint", "crc32"
 VERSION = 2
-STATE_PARTS = ("params", "m", "v", "best")
+SAVED_GROUPS = ("params", "m", "v", "best")
 """The prefixes of the tensors' names: ``params.NAME``, ``m.NAME``, ``v.NAME`` and, if `best` is used, ``best.NAME``."""
 FINGERPRINT_NUMBERS = 1 << 20
 """The number of entries of an array that are hashed at a time."""
@@ -98,7 +98,7 @@ class Checkpoint:
     def restore(self, state: TrainingState, saved: Saved) -> None:
         """Restore the state of a checkpoint that has been read."""
         asarray = backend_of(next(iter(state.optimizer.params.values()))).asarray
-        params, m, v, best = ({n: asarray(a) for n, a in saved.arrays[part].items()} for part in STATE_PARTS)
+        params, m, v, best = ({n: asarray(a) for n, a in saved.arrays[part].items()} for part in SAVED_GROUPS)
         state.optimizer.load_state_dict({"t": saved.t, "m": m, "v": v})
         for name, p in state.optimizer.params.items():
             p[...] = params[name]
@@ -113,7 +113,7 @@ class Checkpoint:
         arrays = (optimizer.params, optimizer.m, optimizer.v, self.best)
         tensors = {
             f"{part}.{name}": backend_of(array).to_numpy(array)
-            for part, by_name in zip(STATE_PARTS, arrays, strict=True)
+            for part, by_name in zip(SAVED_GROUPS, arrays, strict=True)
             for name, array in by_name.items()
         }
         rest = {
@@ -164,7 +164,7 @@ def read_checkpoint(path: Path) -> Saved | None:
             saved = msgspec.json.decode(text, type=Saved)
     except FileRefused as error:
         raise CheckpointError(f"the checkpoint cannot be read: {error}") from error
-    saved.arrays = {part: {} for part in STATE_PARTS}
+    saved.arrays = {part: {} for part in SAVED_GROUPS}
     for key, tensor in tensors.items():
         part, _, name = key.partition(".")
         saved.arrays.setdefault(part, {})[name] = tensor

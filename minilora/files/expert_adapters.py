@@ -24,10 +24,10 @@ import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 from ..texts import short
-from .experts import ORDER, are_exchanged
+from .experts import EXPERT_ORDER, are_exchanged
 
 WRAPPED = ".base_layer"
-EXPERTS = "experts"
+EXPERTS_MODULE = "experts"
 """The name of a module that contains a mixture's arrays."""
 EXCHANGED_UNTIL = (0, 19, 0)
 """The last version of PEFT that mistook a weight (out, in) for one of (in, out)."""
@@ -64,7 +64,7 @@ def adapted_arrays(adapted: Iterable[str], targets: Collection[str]) -> dict[str
                 f"there are {len(depths)} pairs of factors for arrays of {short(module)}, but target_parameters names "
                 f"{short(names)} there"
             )
-        if len(names) > 1 and not set(names) <= set(ORDER):
+        if len(names) > 1 and not set(names) <= set(EXPERT_ORDER):
             raise ValueError(f"target_parameters names {short(names)} of {short(module)}: their order is unknown")
         found |= {f"{module}.{name}": place for name, place in nested_paths(module, names).items()}
     return found
@@ -79,7 +79,7 @@ def modules_with_arrays(adapted: Iterable[str], targets: Collection[str]) -> Ite
             stop -= len(WRAPPED)
         by_module.setdefault(place[:stop], []).append((len(place) - stop) // len(WRAPPED))  # nested layers
     for module, depths in by_module.items():
-        of_arrays = module.rpartition(".")[2] == EXPERTS or depths != [0]
+        of_arrays = module.rpartition(".")[2] == EXPERTS_MODULE or depths != [0]
         names = {_array_named(target, module, of_arrays=of_arrays) for target in targets} - {""}
         if names or depths != [0]:  # otherwise it is an adapter of a module
             yield module, sorted(sorted(names), key=_order), depths
@@ -95,7 +95,7 @@ def _array_named(target: str, module: str, *, of_arrays: bool) -> str:
 
 def _order(name: str) -> int:
     """Return an array's position in its module."""
-    return ORDER.index(name) if name in ORDER else len(ORDER)
+    return EXPERT_ORDER.index(name) if name in EXPERT_ORDER else len(EXPERT_ORDER)
 
 
 # --- packings ---
@@ -127,7 +127,7 @@ def check_packing(peft_version: str | None, shapes: Mapping[str, tuple[int, int]
 
 def _exchanged_by_shape(module: str, shapes: Mapping[str, tuple[int, int]]) -> bool | None:
     """Return whether the adapters of a module's two arrays have exchanged shapes; None if they are ambiguous."""
-    gate_up, down = (shapes.get(f"{module}.{name}") for name in ORDER)
+    gate_up, down = (shapes.get(f"{module}.{name}") for name in EXPERT_ORDER)
     return are_exchanged(gate_up, down) if gate_up and down else None
 
 

@@ -20,9 +20,9 @@ from dataclasses import dataclass
 from ..texts import FileRefused, short
 from .tensors import Weights
 
-PARTS = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}
+EXPERT_PARTS = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}
 """The arrays of a module of experts, in its order, and the weights of one expert that each array stacks."""
-ORDER = tuple(PARTS)
+EXPERT_ORDER = tuple(EXPERT_PARTS)
 
 
 def are_exchanged(gate_up: tuple[int, ...], down: tuple[int, ...]) -> bool | None:
@@ -81,7 +81,7 @@ def _for_all(path: str, experts: int, out: int, width: int, weights: Weights) ->
 
 def _check_orientation(name: str, weights: Weights) -> None:
     """Require that a tensor for all experts is (E, out, in), judging by its shape and the other array's."""
-    both = [f"{name.rpartition('.')[0]}.{array}" for array in ORDER]
+    both = [f"{name.rpartition('.')[0]}.{array}" for array in EXPERT_ORDER]
     shapes = [weights.spec(array).shape for array in both if array in weights.holder]
     known = len(shapes) == 2 and all(len(shape) == 3 for shape in shapes)
     exchanged = are_exchanged(shapes[0][1:], shapes[1][1:]) if known else None
@@ -98,7 +98,7 @@ def _check_orientation(name: str, weights: Weights) -> None:
 def _for_each(path: str, experts: int, out: int, width: int, weights: Weights) -> list[ExpertTensor]:
     """Return the tensors that each belong to one expert; require that they exist for exactly this number of experts."""
     name = path.rpartition(".")[2]
-    parts = PARTS.get(name, ())
+    parts = EXPERT_PARTS.get(name, ())
     edges = [0, *(out // len(parts) for _ in parts[1:]), out]  # the bounds of the parts' rows
     for spelled in _spellings(path):
         for names in ({part: part for part in parts}, MIXTRAL):

@@ -44,14 +44,14 @@ def inspect_adapter(path: str | Path) -> list[LayerSummary]:
 def _summary(path: str, module: AdaptedModule, A: np.ndarray, B: np.ndarray, *more: np.ndarray) -> LayerSummary:
     experts = module.form.experts or 1
     pairs = zip(stacked_A(A, experts), stacked_B(B, experts), strict=True)
-    values = -np.sort(-np.concatenate([singular_values(*pair) for pair in pairs])) * module.scaling
+    values = -np.sort(-np.concatenate([product_spectrum(*pair) for pair in pairs])) * module.scaling
     relative = values / values[0] if 0 < values[0] < np.inf else np.zeros_like(values)  # keeps the squares in range
     norm = float(values[0] * np.linalg.norm(relative)) if relative.any() else float(values[0])
     shares = relative**2 / max(float((relative**2).sum()), 1.0)
     return LayerSummary(path, module, sum(array.size for array in (A, B, *more)), norm, values, shares)
 
 
-def singular_values(A: np.ndarray, B: np.ndarray) -> np.ndarray:  # (r, in), (out, r) -> (min(r, in, out),)
+def product_spectrum(A: np.ndarray, B: np.ndarray) -> np.ndarray:  # (r, in), (out, r) -> (min(r, in, out),)
     """Return the singular values of B A in float64, largest first, even if their products overflow."""
     size_A, size_B = (max(float(np.abs(factor).max()), 1e-300) for factor in (A, B))
     scaled = LoRA(np.asarray(A, np.float64) / size_A, np.asarray(B, np.float64) / size_B, len(A))

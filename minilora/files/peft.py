@@ -56,13 +56,13 @@ SYSTEM_KEY = "minilora_system_message"
 # --- names and shapes ---
 
 PREFIX = "base_model.model."
-FACTORS = ("lora_A.weight", "lora_B.weight")
+FACTOR_TENSORS = ("lora_A.weight", "lora_B.weight")
 EMBEDDING_FACTORS = ("lora_embedding_A", "lora_embedding_B")
 MAGNITUDE = "lora_magnitude_vector"
-BASE = "base_layer.weight"
+BASE_WEIGHT = "base_layer.weight"
 """The base's weight. PEFT saves it too if an input or output embedding is adapted (`save_embedding_layers`)."""
-_PARTS = "|".join(map(re.escape, (*FACTORS, *EMBEDDING_FACTORS, MAGNITUDE, BASE)))
-KEY = re.compile(rf"{re.escape(PREFIX)}(?P<module>.+)\.(?P<part>{_PARTS})", re.DOTALL)
+_PARTS = "|".join(map(re.escape, (*FACTOR_TENSORS, *EMBEDDING_FACTORS, MAGNITUDE, BASE_WEIGHT)))
+ADAPTER_KEY = re.compile(rf"{re.escape(PREFIX)}(?P<module>.+)\.(?P<part>{_PARTS})", re.DOTALL)
 KERNEL_AXES = {"linear": 0, "conv1d": 1, "conv2d": 2}
 """The number of A's axes beyond two, by the kind of layer; an embedding's factors have other names."""
 
@@ -79,7 +79,7 @@ class Form:
 
     def keys(self, module: str) -> tuple[str, ...]:
         """Return the names of a module's arrays: A, B and DoRA's magnitude."""
-        parts = EMBEDDING_FACTORS if self.kind == "embedding" else FACTORS
+        parts = EMBEDDING_FACTORS if self.kind == "embedding" else FACTOR_TENSORS
         return tuple(f"{PREFIX}{self.place or module}.{part}" for part in (*parts, MAGNITUDE)[: 3 if self.dora else 2])
 
     def shapes(self, rank: int, out: int, width: int) -> tuple[tuple[int, ...], ...]:
@@ -112,12 +112,12 @@ def is_module_path(module: str) -> bool:
 
 # --- the configuration ---
 
-SCHEMA: dict[str, Any] = json.loads(Path(__file__).with_name("adapter_config.schema.json").read_bytes())
+CONFIG_SCHEMA: dict[str, Any] = json.loads(Path(__file__).with_name("adapter_config.schema.json").read_bytes())
 """The JSON Schema of the file; its properties are the only list of known keys."""
-KEYS: dict[str, dict[str, Any]] = SCHEMA["properties"]
-CHANGES_NUMBERS = frozenset(key for key, entry in KEYS.items() if entry["x-changes-numbers"])
+CONFIG_KEYS: dict[str, dict[str, Any]] = CONFIG_SCHEMA["properties"]
+CHANGES_NUMBERS = frozenset(key for key, entry in CONFIG_KEYS.items() if entry["x-changes-numbers"])
 """The keys that change what the same tensors compute; a reader that ignores one computes something else."""
-UNSET: list[Any] = SCHEMA["$defs"]["unset"]["enum"]
+UNSET: list[Any] = CONFIG_SCHEMA["$defs"]["unset"]["enum"]
 """The allowed values of an unknown key."""
 
 Name = Annotated[str, msgspec.Meta(min_length=1)]
@@ -199,9 +199,11 @@ def read_config(path: Path, text: bytes) -> Config:
 def refusals(config: Mapping[str, Any]) -> Iterator[str]:
     """Yield a sentence for each key with an unsupported value, and for each unknown key that is set."""
     for key, value in config.items():
-        supported = KEYS[key].get("x-supported") if key in KEYS else UNSET
+        supported = CONFIG_KEYS[key].get("x-supported") if key in CONFIG_KEYS else UNSET
         if supported is not None and not any(_same(value, other) for other in supported):
-            name, reason = (key, KEYS[key]["x-refusal"]) if key in KEYS else (short(key), "this key is unknown")
+            name, reason = (
+                (key, CONFIG_KEYS[key]["x-refusal"]) if key in CONFIG_KEYS else (short(key), "this key is unknown")
+            )
             yield f"{name} is {short(value)}: {reason}"
 
 
@@ -215,7 +217,7 @@ def config_text(config: dict[str, Any]) -> bytes:
     return (json.dumps(config, indent=2) + "\n").encode()
 
 
-def digest(text: bytes) -> str:
+def config_digest(text: bytes) -> str:
     """Return the digest of a configuration, which is stored in the factors' metadata."""
     return hashlib.sha256(text).hexdigest()
 
@@ -284,7 +286,9 @@ class AdapterFolder:
             path: AdaptedModule(form, _matrix(file, form, path), *rank_alpha[path], config.use_rslora, path in full)
             for path, form in sorted(forms.items(), key=lambda item: natural(item[0]))
         }
-        with_base = frozenset(key[len(PREFIX) : -len(BASE) - 1] for key in file.tensors if key.endswith(f".{BASE}"))
+        with_base = frozenset(
+            key[len(PREFIX) : -len(BASE_WEIGHT) - 1] for key in file.tensors if key.endswith(f".{BASE_WEIGHT}")
+        )
         return cls(config, file, modules, with_base)
 
     def warn_of_base(self) -> None:
@@ -311,7 +315,7 @@ def _forms(file: TensorFile) -> dict[str, Form]:
     """Return the form of each adapted module; each key must belong to a complete adapter."""
     parts: dict[str, set[str]] = {}
     for key in file.tensors:
-        match = KEY.fullmatch(key)
+        match = ADAPTER_KEY.fullmatch(key)
         if match is None:
             raise ValueError(f"the key {short(key)} does not have the form {PREFIX}<module>.lora_A.weight")
         parts.setdefault(match["module"], set()).add(match["part"])
@@ -323,7 +327,7 @@ def _forms(file: TensorFile) -> dict[str, Form]:
 def _form(file: TensorFile, module: str, parts: set[str]) -> Form:
     """Return the form of a module with exactly one A and one B of the same kind."""
     embedding = bool(parts & {*EMBEDDING_FACTORS})
-    if embedding and parts & {*FACTORS}:
+    if embedding and parts & {*FACTOR_TENSORS}:
         raise ValueError(f"the module {short(module)} has factors of both an embedding and another kind of layer")
     form = Form("embedding" if embedding else "linear", dora=MAGNITUDE in parts)
     shape, *_ = (file.tensors[key].shape for key in form.keys(module))  # a missing factor is a KeyError
@@ -381,7 +385,7 @@ def _full_norms(file: TensorFile, forms: Mapping[str, Form]) -> frozenset[str]:
 def _check_of_one_save(text: bytes, file: TensorFile) -> None:
     """Require that two files of `save_adapter` are from one save: no shape shows that alpha is of other factors."""
     noted = file.metadata.get(DIGEST_KEY)
-    if noted is not None and noted != digest(text) and config_text(json.loads(text)) == text:
+    if noted is not None and noted != config_digest(text) and config_text(json.loads(text)) == text:
         raise ValueError(
             f"not the configuration that was saved with {WEIGHTS_NAME}: the two files come from different saves, or "
             "one was edited. Save the adapter again"

@@ -19,7 +19,7 @@ from ..texts import FileRefused, short
 from .dtypes import FLOATS
 from .experts import ExpertTensor, expert_tensors
 from .modelfolder import EMBEDDING, HEAD, ties_head
-from .peft import BASE, PREFIX, AdaptedModule, AdapterFolder, Form
+from .peft import BASE_WEIGHT, PREFIX, AdaptedModule, AdapterFolder, Form
 from .tensors import NF4_STATE, Weights, same_bytes
 
 MULTIMODAL = re.compile(r"(?:^|[._])(?:visual|vision|image|audio|multi_modal|mm_)")
@@ -30,12 +30,12 @@ PREFIX_ALIASES = (
     (r"^model\.(?=visual|vision|multi_modal|audio)", ""), (rf"^{HEAD}$", f"language_model.{HEAD}"),
 )  # fmt: skip
 """Path prefixes that differ between checkpoints of a multimodal model, as patterns with replacements."""
-LAYOUTS = ("out-in", "in-out")
+WEIGHT_LAYOUTS = ("out-in", "in-out")
 """The order of the axes of a Linear's weight, and of a Conv1D's."""
 QUANTISED_HINT = "merge into the model that it was quantised from"
 NF4_HINT = (
     "; or load a Llama in NF4, and merge with minilora.merge: "
-    "save_llama(merge(attach(Llama.load(BASE), load_adapter(ADAPTER))), OUT), which writes float32 weights"
+    "save_llama(merge(attach(Llama.load(BASE_WEIGHT), load_adapter(ADAPTER))), OUT), which writes float32 weights"
 )
 
 
@@ -72,7 +72,7 @@ def merged_tensors(folder: AdapterFolder, weights: Weights, layouts: Mapping[str
         _check_fit(name, layout_of[path], modules[path], weights)
         found.append((path, name, layout_of[path], None))
     for path in folder.with_base:  # PEFT saves an adapted embedding's weight too
-        key, name = f"{PREFIX}{path}.{BASE}", names[path]
+        key, name = f"{PREFIX}{path}.{BASE_WEIGHT}", names[path]
         if not same_bytes(folder.file, key, weights.holder[name], name):
             reason = f"{short(key)} is not the base's {short(name)}: the adapter is for another base"
             raise FileRefused(folder.file.path, reason)
@@ -200,14 +200,14 @@ def _layouts(
                 f"Choose one: layouts={{{module}: 'out-in'}} or 'in-out'; on the command line, "
                 f"--layout {module[1:-1]}=out-in",
             )
-    return layout_of | dict.fromkeys(linear, LAYOUTS[flag]) | chosen
+    return layout_of | dict.fromkeys(linear, WEIGHT_LAYOUTS[flag]) | chosen
 
 
 def _chosen(modules: list[str], layouts: Mapping[str, str] | None) -> dict[str, str]:
     """Return the caller's choice for each module that it names; the longest match decides."""
     layouts, chosen = layouts or {}, dict[str, str]()
     for name in sorted(layouts, key=len):
-        if layouts[name] not in LAYOUTS:
+        if layouts[name] not in WEIGHT_LAYOUTS:
             raise ValueError(f"layouts[{name!r}] must be 'out-in' or 'in-out', got {layouts[name]!r}")
         named = [module for module in modules if f".{module}".endswith(f".{name}")]
         if not named:
@@ -226,7 +226,7 @@ def _observed(names: Mapping[str, str], modules: Mapping[str, AdaptedModule], we
         if name.endswith(".weight") and len(shape) == 2 and shape[0] != shape[1]:
             outs = [outputs[name]] if name in outputs else weights.spec(bias).shape if bias in weights.holder else []
             for part in _parts(name):
-                observed[part] |= {LAYOUTS[shape.index(out)] for out in outs if out in shape}
+                observed[part] |= {WEIGHT_LAYOUTS[shape.index(out)] for out in outs if out in shape}
     return observed
 
 

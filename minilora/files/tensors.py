@@ -33,7 +33,7 @@ NF4_STATE = "quant_state.bitsandbytes__nf4"
 BLOCK_BYTES = 4 << 20
 """The number of bytes of a tensor that are compared, copied or merged at a time."""
 
-NAMES = {dtype.name: name for name, dtype in FLOATS.items()} | {"uint8": "U8"}
+DTYPE_NAMES = {dtype.name: name for name, dtype in FLOATS.items()} | {"uint8": "U8"}
 """The format's names for the NumPy dtypes that `write_tensors` accepts."""
 
 
@@ -156,7 +156,11 @@ def write_tensors(file: BinaryIO, tensors: Mapping[str, np.ndarray], metadata: M
     end = 0
     for name, tensor in tensors.items():
         start, end = end, end + tensor.nbytes
-        entries[name] = {"dtype": NAMES[tensor.dtype.name], "shape": list(tensor.shape), "data_offsets": [start, end]}
+        entries[name] = {
+            "dtype": DTYPE_NAMES[tensor.dtype.name],
+            "shape": list(tensor.shape),
+            "data_offsets": [start, end],
+        }
     file.write(_header(entries))
     for tensor in tensors.values():
         little = np.ascontiguousarray(tensor, tensor.dtype.newbyteorder("<"))

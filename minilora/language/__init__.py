@@ -2,11 +2,11 @@
 
 Everything here is built from minilora's layers, which import nothing from here.
 
-`llama` is the decoder of most open language models, `config` its sizes, and `generation` samples text from it. `files`
-reads and writes a model's weights, tokenizer and chat template. The training data come from `text`, with the
-next-token loss, `chat` and `data`. A training is described by a `recipe` and run by `finetune`; `losstable` prints its
-losses, `memory` predicts what a step needs, and `resume` continues from a checkpoint. `source` opens a model and an
-adapter once for all of them.
+`llama` is the decoder of most open language models, `config` has its sizes, and `generation` samples text from it.
+`files` reads and writes a model's weights, tokenizer and chat template. `data` makes the training data, from texts with
+`text`, which also has the next-token loss, and from conversations with `chat`. A `recipe` describes a fine-tuning, and
+`finetune` runs it; `losstable` prints the losses, `memory` predicts the memory of a step, and `resume` continues from a
+checkpoint. `source` opens a model and an adapter once for all of them.
 """
 
 from .. import lazily

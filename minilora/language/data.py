@@ -1,21 +1,21 @@
 """The training data of a language model, read from a text or from a file of examples.
 
-A text becomes windows of token ids, see `minilora.language.text`. A .jsonl file has one example per line, an object of
-one of three kinds:
+A text is cut into windows of token ids, see `minilora.language.text`. A .jsonl file has one example per line, a JSON
+object of one of three kinds:
 
-    {"prompt": "2 + 2 =", "completion": " 4"}        the completion and its end token count
+    {"prompt": "2 + 2 =", "completion": " 4"}        the completion and an end token count
     {"messages": [{"role": "user", ...}, ...]}       the assistant's turns count, see `minilora.language.chat`
-    {"text": "..."}                                  all of it and its end token count
+    {"text": "..."}                                  the whole text and an end token count
 
-Each example has its own rows; no row joins two. Its ids are i_0 ... i_m. A target that does not count is -100, which
-the loss ignores, and so is the target of padding. With rows of length 6:
+No row contains tokens of two examples. An example's ids are i_0 ... i_m. Targets that do not count, and those of
+padding, are -100, which the loss ignores. With rows of length 6:
 
     ids        i_0 i_1 i_2 i_3 i_4                   i_3 and i_4 count
     X          [i_0  i_1  i_2 i_3 0    0   ]
     Y          [-100 -100 i_3 i_4 -100 -100]
 
-The padding of X comes after everything that counts. Attention is causal, so no earlier position sees it, and neither
-the loss nor a gradient depends on it.
+The padding of X comes after everything that counts. Since attention is causal, no earlier position sees it, so neither
+the loss nor any gradient depends on it.
 """
 
 from __future__ import annotations
@@ -37,52 +37,52 @@ from ..texts import FileRefused, printable, short
 from .chat import Prompt, checked_messages, encode_chat, read_chat, read_prompt, system_of, tokens_of, with_system
 from .files.tokens import Tokenizer
 from .source import ModelSource
-from .text import HELD_OUT, is_held_out, read_text, spread, token_ids, windows
+from .text import HELD_OUT, evenly_spaced, is_held_out, read_text, token_ids, windows
 
 EXAMPLES = ".jsonl"
 TABLES = (".json", ".ndjson", ".csv", ".tsv")
-"""File name endings of structured data; from such a file a model would learn commas and brackets."""
+"""Suffixes of structured data, which is refused: a model would learn its commas and brackets."""
 KINDS_OF_LINES = '{"messages": [...]}, {"prompt": ..., "completion": ...} or {"text": ...}'
 EXPECTED = f"expected a plain text, or a .jsonl file whose lines are each {KINDS_OF_LINES}"
 WINDOW_TOKENS = 128
-"""The number of tokens in a window of a text."""
+"""The default number of tokens in a window of a text."""
 LONGEST_ROW = 1024
-"""The largest number of tokens of a {"text"} in one row; a longer text continues in the next row."""
+"""The default for the most tokens of a {"text"} in one row; a longer text continues in the next row."""
 PAD_ID = 0
-"""The id of padding: every model has it, and no position that counts sees it."""
+"""The token id used as padding: every model has it, and no position that counts sees it."""
 LISTED = 20
-"""The largest number of dropped examples whose line numbers are shown."""
+"""The largest number of dropped examples whose line numbers are reported."""
 LINES_SHOWN = 40
-"""The largest number of lines of an example that are shown; each has at most five times as many characters."""
+"""The largest number of lines printed for an example; a line has at most five times as many characters."""
 
 
 @dataclass(frozen=True, eq=False)
 class Data:
-    """The training and held-out rows of a language model, with the words that describe them."""
+    """The training and held-out rows for a language model, with descriptions to print."""
 
-    X: np.ndarray  # (n, width) int64, to train on
-    Y: np.ndarray  # (n, width) int64
-    X_held: np.ndarray  # (m, width) int64, to measure the loss on
-    Y_held: np.ndarray  # (m, width) int64
-    held: int  # the number of held-out rows, of which m are measured
+    X: np.ndarray  # (n, width) int64, the inputs to train on
+    Y: np.ndarray  # (n, width) int64, their targets
+    X_held: np.ndarray  # (m, width) int64, the inputs to measure the loss on
+    Y_held: np.ndarray  # (m, width) int64, their targets
+    held: int  # the number of held-out rows; the loss is measured on m of them
     unit: str  # "windows" or "examples"
-    summary: str  # one line about the file's contents
+    summary: str  # one line that summarises the file's contents
     row_tokens: float  # the mean number of tokens in a training row, without padding
     length: int  # the number of tokens in a full row
-    example: str = ""  # one example as the model reads it, with the counted tokens marked; "" for a text
+    example: str = ""  # an example as the model reads it, with the tokens that count marked; "" for a text
     notes: tuple[str, ...] = ()  # warnings about the examples, one sentence each
-    marks: frozenset[bytes] = frozenset()  # for each training example its tokens, and which of them count
-    chats: bool = False  # whether there are any
-    system: str | None = None  # the system message that all chats begin with
-    with_length: Callable[[int], Data] | None = None  # makes the data again with rows of another length
+    marks: frozenset[bytes] = frozenset()  # the keys of the training examples, see `Example.mark`
+    chats: bool = False  # whether any example is a chat
+    system: str | None = None  # the system message that all chats start with
+    with_length: Callable[[int], Data] | None = None  # returns the same data in rows of another length
 
     def of_length(self, length: int) -> Data:
-        """Return the data with rows of at most `length` tokens. Windows of a text and shorter rows stay unchanged."""
+        """Return the data in rows of at most `length` tokens. Windows of a text and shorter rows stay as they are."""
         return self if self.with_length is None or length >= self.length else self.with_length(length)
 
     @property
     def largest_id(self) -> int:
-        """The largest id in all rows."""
+        """The largest token id in any row."""
         return max(int(ids.max(initial=0)) for ids in (self.X, self.Y, self.X_held, self.Y_held))
 
 
@@ -98,15 +98,15 @@ def load_data(
 ) -> Data:
     """Read a text in UTF-8, or the examples of a .jsonl file, with the tokenizer and the chat template of a model.
 
-    A chat or a completion is cut after `length` tokens. Without a length nothing that counts is cut: a row is as long
-    as the longest chat or completion, and as the longest text up to `LONGEST_ROW`; a window has `WINDOW_TOKENS`.
+    A chat or completion is truncated to `length` tokens. By default nothing that counts is cut off: rows are as long
+    as the longest chat or completion, or as the longest text up to `LONGEST_ROW`; a window has `WINDOW_TOKENS`.
 
-    `held_out` is the share of windows or examples to measure on, from 0 to 0.5, or a separate file of them. Of the
-    held-out rows `measured` are measured, evenly spaced, or all. `system` is a message that begins each chat without
-    a system message.
+    `held_out` is the share of windows or examples to hold out, from 0 to 0.5, or the path of a separate file. The
+    loss is measured on `measured` evenly spaced held-out rows, by default on all. `system` is a system message for
+    chats that have none.
 
-    A file that is neither prose nor examples, that has fewer than two of them, or that has unusable lines is a
-    FileRefused, which lists all such lines by number. With `skipped`, such lines are added to that list instead.
+    A file that is neither prose nor examples, that has fewer than two windows or examples, or that has unusable lines
+    raises FileRefused, which lists those lines by number. If `skipped` is a list, they are appended to it instead.
     """
     source = model if isinstance(model, ModelSource) else ModelSource(check_path("model", model))
     length = None if length is None else check_integer("length", length, at_least=1)
@@ -122,9 +122,9 @@ def _of_file(
     path: Path, source: ModelSource, length: int | None, system: str | None, skipped: list[str] | None, *,
     share: float = 0, measured: int | None = None,
 ) -> Data:  # fmt: skip
-    """Return the data of one file, with a share of it held out."""
+    """Return the data in one file, with a share of it held out."""
     if path.suffix.lower() in TABLES:
-        raise FileRefused(path, f"its name is that of JSON or a table: {EXPECTED}")
+        raise FileRefused(path, f"{path.suffix} is structured data: {EXPECTED}")
     if path.suffix.lower() == EXAMPLES:
         bad: list[BadLine] = []
         lines = read_lines(path, bad, partial(checked, system=system))
@@ -148,22 +148,22 @@ def _of_file(
 
 
 def measured_on(data: Data, held: Data, name: str, measured: int | None = None) -> Data:
-    """Return training data whose loss is measured on another file, or on at most `measured` of its rows."""
-    rows, longer = spread(np.arange(len(held.X)), measured), data.with_length
+    """Return training data with the held-out rows of another file, at most `measured` of them."""
+    rows, longer = evenly_spaced(np.arange(len(held.X)), measured), data.with_length
     return replace(
         data,
         X_held=held.X[rows],
         Y_held=held.Y[rows],
         held=len(held.X),
         summary=f"{data.summary}; held out {printable(name)}: {held.summary}",
-        notes=(*data.notes, *held.notes, *_both(len(held.marks & data.marks), len(held.marks))),
+        notes=(*data.notes, *held.notes, *_overlap(len(held.marks & data.marks), len(held.marks))),
         with_length=longer
         and (lambda n: measured_on(longer(n), held.with_length(n) if held.with_length else held, name, measured)),
     )
 
 
 def _is_json(text: str) -> bool:
-    """Return whether a text is JSON, or begins with a JSON object: a model would learn brackets and commas."""
+    """Return whether a text is JSON or its first line is a JSON object: a model would learn brackets and commas."""
     for part, kinds in ((text, (dict, list)), (text.strip().partition("\n")[0], dict)):
         with suppress(msgspec.DecodeError, RecursionError):
             if isinstance(msgspec.json.decode(part), kinds):
@@ -175,21 +175,21 @@ def _is_json(text: str) -> bool:
 
 
 class Chat(msgspec.Struct):
-    """A chat, with the tools that its template receives."""
+    """A chat, with the tools to pass to the chat template."""
 
     messages: list[dict[str, Any]]
     tools: list[Any] | None = None
 
 
 class Completion(msgspec.Struct):
-    """A prompt, which does not count, and the completion that the model should learn."""
+    """A prompt, which does not count, with the completion that the model should learn."""
 
     prompt: str
     completion: str
 
 
 class Text(msgspec.Struct):
-    """A text that counts as a whole."""
+    """A text, all of which counts."""
 
     text: str
 
@@ -197,46 +197,46 @@ class Text(msgspec.Struct):
 Line = Chat | Completion | Text
 Read = TypeVar("Read")
 LINE_KEYS: dict[type[Line], set[str]] = {Chat: {"messages"}, Completion: {"prompt", "completion"}, Text: {"text"}}
-"""The keys that make a line of each kind; other keys are allowed."""
+"""The keys that identify each kind of line; other keys are allowed."""
 LOST = {
     **dict.fromkeys(
         ("tools", "functions", "function_call", "documents", "chat_template_kwargs"),
-        "a template gets messages and tools alone",
+        "a chat template receives only messages and tools",
     ),
-    **dict.fromkeys(("images", "videos", "audios"), "the model reads texts alone"),
-    "system": """jq -c '{messages: ([{role: "system", content: .system}] + .messages)}' puts it among the messages""",
-    "input": r"""jq -c '{prompt: (.prompt + "\n\n" + .input), completion}' puts it into the prompt""",
+    **dict.fromkeys(("images", "videos", "audios"), "the model reads only text"),
+    "system": """jq -c '{messages: ([{role: "system", content: .system}] + .messages)}' makes it a message""",
+    "input": r"""jq -c '{prompt: (.prompt + "\n\n" + .input), completion}' appends it to the prompt""",
     "chosen": "jq -c '{prompt, completion: .chosen}' makes it the completion",
-    "rejected": "jq -c 'del(.rejected)' leaves it out",
-    "weight": "every example counts alike, and jq -c 'del(.weight)' says so",
+    "rejected": "jq -c 'del(.rejected)' removes it",
+    "weight": "all examples have the same weight, and jq -c 'del(.weight)' removes it",
 }
-"""Keys that change in other programs what a model learns, with the reason for refusing them, or a remedy."""
+"""Keys that change what a model learns in other programs, with the reason for refusing them, or a remedy."""
 REASONS = 10
-"""The largest number of bad lines that are reported one by one."""
+"""The largest number of bad lines that are listed individually."""
 
 
 class BadLine(NamedTuple):
-    """An unusable line."""
+    """An unusable line of a .jsonl file."""
 
-    number: int  # from 1
+    number: int  # counted from 1
     text: str
     reason: str
 
 
 class BadLines(FileRefused):
-    """A file has unusable lines. The message shows the only one, or their number; `more` has one entry for each."""
+    """A file has unusable lines. The message describes a single one, or counts them; `more` lists several."""
 
     def __init__(self, path: Path, bad: Sequence[BadLine]) -> None:
         bad = sorted(bad)
-        says = [f"line {line.number}: {line.reason}" for line in bad]
-        super().__init__(path, says[0] if len(bad) == 1 else f"{len(bad)} lines cannot be used:")
-        left_out = [f"... and {len(bad) - REASONS} more"] if len(bad) > REASONS else []
-        self.more = [] if len(bad) == 1 else [*map(printable, says[:REASONS]), *left_out]
+        reasons = [f"line {line.number}: {line.reason}" for line in bad]
+        super().__init__(path, reasons[0] if len(bad) == 1 else f"{len(bad)} lines cannot be used:")
+        omitted = [f"... and {len(bad) - REASONS} more"] if len(bad) > REASONS else []
+        self.more = [] if len(bad) == 1 else [*map(printable, reasons[:REASONS]), *omitted]
 
 
 @contextmanager
 def at_line(number: int, text: str, bad: list[BadLine]) -> Iterator[None]:
-    """Add a line to the bad ones if it is refused."""
+    """Append a line to `bad` if the block raises an error about it."""
     try:
         yield
     except (ValueError, TypeError, RecursionError, msgspec.MsgspecError) as error:
@@ -244,9 +244,9 @@ def at_line(number: int, text: str, bad: list[BadLine]) -> Iterator[None]:
 
 
 def read_lines(path: Path, bad: list[BadLine], read: Callable[[Any], Read]) -> list[tuple[int, str, Read]]:
-    """Return the lines of a .jsonl file that are not blank: the number from 1, the text, and the result of `read`.
+    """Return the non-blank lines of a .jsonl file as (number from 1, text, result of `read`).
 
-    Lines that are not JSON, or that `read` refuses, are added to the bad lines instead.
+    Lines that are not JSON, or that `read` refuses, are appended to `bad` instead.
     """
     lines: list[tuple[int, str, Read]] = []
     for number, line in enumerate(read_text(path).split("\n"), start=1):
@@ -257,9 +257,9 @@ def read_lines(path: Path, bad: list[BadLine], read: Callable[[Any], Read]) -> l
 
 
 def checked(record: Any, system: str | None = None) -> Line:
-    """Return a line as one of the three kinds; something in it must count, and nothing may be lost.
+    """Return a line as one of the three kinds. Something in it must count, and no part of it may be ignored.
 
-    A chat without a system message begins with `system`.
+    A chat without a system message gets `system`.
     """
     kinds = [kind for kind, keys in LINE_KEYS.items() if isinstance(record, dict) and keys <= record.keys()]
     if len(kinds) != 1:
@@ -268,9 +268,9 @@ def checked(record: Any, system: str | None = None) -> Line:
     line = msgspec.convert(record, kinds[0])
     for name, instead in LOST.items():
         value = record.get(name)
-        says = value not in (None, 1) if name == "weight" else bool(value)
-        if says and not hasattr(line, name):
-            raise ValueError(f"its {name} would be lost: {instead}")
+        matters = value not in (None, 1) if name == "weight" else bool(value)
+        if matters and not hasattr(line, name):
+            raise ValueError(f"its {name} would be ignored: {instead}")
     if isinstance(line, Chat):
         line.messages = with_system(checked_messages(line.messages), system)
     elif not (text := line.text if isinstance(line, Text) else line.completion).strip():
@@ -279,11 +279,11 @@ def checked(record: Any, system: str | None = None) -> Line:
 
 
 def read_prompts(path: Path, source: ModelSource, system: str | None) -> list[tuple[dict[str, Any], Prompt]]:
-    """Return the lines of a .jsonl file, each with the prompt or chat to continue; `system` begins each chat."""
+    """Return the lines of a .jsonl file, each with its prompt; a chat without a system message gets `system`."""
 
     def read(record: Any) -> tuple[dict[str, Any], Prompt]:
         if not isinstance(record, dict) or not record.keys() & {"prompt", "messages"}:
-            raise ValueError("it has neither a prompt nor messages")
+            raise ValueError("it has neither prompt nor messages")
         if "messages" in record:
             chat = msgspec.convert(record, Chat)
             prompt = read_chat(with_system(chat.messages, system), source.template, source.tokenizer, chat.tools)
@@ -305,40 +305,40 @@ def read_prompts(path: Path, source: ModelSource, system: str | None) -> list[tu
 
 @dataclass(frozen=True, eq=False)
 class Example:
-    """The tokens of a line of a .jsonl file."""
+    """The tokens of one example, from a line of a .jsonl file."""
 
-    line: int  # its number, from 1
+    line: int  # the number of its line, from 1
     ids: np.ndarray  # (m,) int64
-    counted: np.ndarray  # (m,) bool, which of them the loss counts as targets
-    whole: bool  # whether all of it counts, so that a long one continues in the next row
-    missing_space: bool = False  # whether there is no space before its completion
-    chat: bool = False
-    system: str | None = None  # the system message that a chat begins with, if it has one
+    counted: np.ndarray  # (m,) bool, which of them count as targets
+    whole: bool  # whether it is a text, which counts as a whole and may take several rows
+    missing_space: bool = False  # whether its completion lacks the space before it
+    chat: bool = False  # whether it is a chat
+    system: str | None = None  # the system message that a chat starts with, if any
 
     @property
     def mark(self) -> bytes:
-        """The key that equal examples share: the same tokens, of which the same count."""
+        """A key that is equal for examples with equal tokens of which the same count."""
         return self.ids.tobytes() + self.counted.tobytes()
 
 
 def read_examples(lines: Iterable[tuple[int, str, Line]], source: ModelSource, bad: list[BadLine]) -> list[Example]:
-    """Return lines as tokens. The chat template is read at the first chat."""
+    """Return the tokens of each line. The chat template is only read if there is a chat."""
     examples, tokenizer = [], source.tokenizer
     for number, text, line in lines:
-        template = source.template if isinstance(line, Chat) else None  # its errors are not the line's fault
+        template = source.template if isinstance(line, Chat) else None  # outside, since its errors are no line's fault
         with at_line(number, text, bad):
             ids, counted = encode_example(line, tokenizer, template)
             if not counted.any():
-                raise ValueError("the tokenizer has no token for the part that counts: there is nothing to learn")
-            missing_space = isinstance(line, Completion) and is_glued(line.prompt, line.completion)
+                raise ValueError("the part that counts has no tokens, so there is nothing to learn")
+            missing_space = isinstance(line, Completion) and runs_together(line.prompt, line.completion)
             chat, whole = isinstance(line, Chat), isinstance(line, Text)
             system = system_of(line.messages) if isinstance(line, Chat) else None
             examples.append(Example(number, np.array(ids, np.int64), counted, whole, missing_space, chat, system))
     return examples
 
 
-def is_glued(prompt: str, completion: str) -> bool:
-    """Return whether the prompt's last and the completion's first letter join into one word, as in "is" and "Lima"."""
+def runs_together(prompt: str, completion: str) -> bool:
+    """Return whether the prompt's last word would run into the completion's first, as in "is" and "Lima"."""
     joint = prompt[-1:] + completion[:1]
     return len(joint) == 2 and joint.isascii() and joint.isalnum()
 
@@ -346,9 +346,9 @@ def is_glued(prompt: str, completion: str) -> bool:
 def encode_example(
     record: Line | dict[str, Any], tokenizer: Tokenizer, template: Any = None
 ) -> tuple[list[int], np.ndarray]:
-    """Return an example's ids, and which of them count, (n,) bool. Begin and end tokens are added unless it is a chat.
+    """Return an example's ids, and which of them count, (n,) bool.
 
-    A chat needs the model's `ChatTemplate`.
+    A chat needs the model's `ChatTemplate`. Other examples get the tokenizer's begin and end tokens.
     """
     line = checked(record) if isinstance(record, dict) else record
     if isinstance(line, Chat):
@@ -363,13 +363,13 @@ def encode_example(
         counted = np.ones(len(ids), bool)
     before = [] if tuple(ids[: len(tokenizer.begin)]) == tokenizer.begin else [*tokenizer.begin]
     # The end token counts, so that the model learns when to stop.
-    behind = [] if ids and ids[-1] in {*tokenizer.end, *tokenizer.last} else [*tokenizer.last]
-    counted = np.concatenate([np.zeros(len(before), bool), counted, np.ones(len(behind), bool)])
-    return [*before, *ids, *behind], counted
+    after = [] if ids and ids[-1] in {*tokenizer.end, *tokenizer.last} else [*tokenizer.last]
+    counted = np.concatenate([np.zeros(len(before), bool), counted, np.ones(len(after), bool)])
+    return [*before, *ids, *after], counted
 
 
 def rows_of(example: Example, length: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Return the inputs and targets of an example: one row, several for a long text, none if no target counts."""
+    """Return an example's rows of inputs and targets: one, several for a long text, or none if no target counts."""
     targets = np.where(example.counted, example.ids, IGNORE_INDEX)
     starts = range(0, len(example.ids) - 1, length) if example.whole else (0,)
     rows = [(example.ids[s : s + length], targets[s + 1 : s + length + 1]) for s in starts]
@@ -378,13 +378,13 @@ def rows_of(example: Example, length: int) -> list[tuple[np.ndarray, np.ndarray]
 
 
 def length_of(example: Example) -> int:
-    """Return the smallest row length, at least 1, that cuts off no token that counts."""
+    """Return the smallest row length that cuts off no target that counts; for a text, at most `LONGEST_ROW`."""
     last = int(example.counted.nonzero()[0][-1])
     return max(1, min(last, LONGEST_ROW) if example.whole else last)
 
 
 def pad(rows: Iterable[tuple[np.ndarray, np.ndarray]], width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return rows as two arrays (n, width); after an example's end, X is padded with the id 0, and Y with -100."""
+    """Return rows as two arrays (n, width), X padded with `PAD_ID` and Y with `IGNORE_INDEX`."""
     rows = list(rows)
     X, Y = np.full((len(rows), width), PAD_ID, np.int64), np.full((len(rows), width), IGNORE_INDEX, np.int64)
     for row, (x, y) in enumerate(rows):
@@ -393,14 +393,14 @@ def pad(rows: Iterable[tuple[np.ndarray, np.ndarray]], width: int) -> tuple[np.n
 
 
 filled = pad
-"""The name in the fifth edition."""
+"""The fifth edition's name for `pad`."""
 
 
 def of_examples(
     path: Path, examples: list[Example], length: int | None, tokenizer: Tokenizer, share: float = 1 / HELD_OUT,
     most_measured: int | None = None,
 ) -> Data:  # fmt: skip
-    """Return examples as arrays, as wide as the longest of them; an example in which no token counts is dropped."""
+    """Return examples as arrays, as wide as the longest row. Examples without a target that counts are dropped."""
     least, one = (2, ", one of them to hold out") if share else (1, "")
     longest = max(map(length_of, examples), default=0)
     length = longest if length is None else length
@@ -410,7 +410,7 @@ def of_examples(
         keeps = f": --length {longest} keeps all" if length < longest else ""
         raise FileRefused(
             path,
-            f"{len(learnable)} of its {len(examples)} examples has a token to learn in a row of {length}, expected at "
+            f"examples with a token that counts in a row of {length}: {len(learnable)} of {len(examples)}, expected at "
             f"least {least}{one}{keeps}",
         )
     trained: list[tuple[np.ndarray, np.ndarray]] = []
@@ -418,12 +418,12 @@ def of_examples(
     is_held = is_held_out(len(learnable), share)
     for own, to_measure in zip(filter(None, rows), is_held, strict=True):
         (held if to_measure else trained).extend(own)
-    measured = [held[row] for row in spread(np.arange(len(held)), most_measured)]
+    measured = [held[row] for row in evenly_spaced(np.arange(len(held)), most_measured)]
     width, held_out = max(len(x) for x, _ in trained + measured), int(is_held.sum())
     tokens, counted = sum(len(e.ids) for e in examples), sum((y != IGNORE_INDEX).sum() for _, y in trained + held)
     summary = (
         f"{len(learnable) - held_out:,} examples{f' and {held_out:,} held out' if share else ''}, "
-        f"{counted:,} of {tokens:,} tokens count{_lost(examples, length, longest)}"
+        f"{counted:,} of {tokens:,} tokens count{_truncated(examples, length, longest)}"
     )
     shown = learnable[int(is_held.argmin())]  # the first training example
     return Data(
@@ -435,7 +435,7 @@ def of_examples(
         row_tokens=float(np.mean([len(x) for x, _ in trained])),
         length=length,
         example=show(shown, length, tokenizer),
-        notes=oddities(learnable, is_held),
+        notes=example_warnings(learnable, is_held),
         marks=frozenset(example.mark for example, held in zip(learnable, is_held, strict=True) if not held),
         with_length=lambda other: of_examples(path, examples, other, tokenizer, share, most_measured),
         chats=any(example.chat for example in learnable),
@@ -444,55 +444,52 @@ def of_examples(
 
 
 def common_system(examples: Sequence[Example]) -> str | None:
-    """Return the system message that all chats begin with; None if they differ, or if there is no chat."""
+    """Return the system message that all chats start with; None if they differ or there is no chat."""
     found = {example.system for example in examples if example.chat}
     return found.pop() if len(found) == 1 else None
 
 
-def oddities(examples: Sequence[Example], is_held: np.ndarray) -> tuple[str, ...]:
-    """Return warnings about examples: duplicates, also among the held-out ones, and completions without a space."""
+def example_warnings(examples: Sequence[Example], is_held: np.ndarray) -> tuple[str, ...]:
+    """Return warnings: duplicates, examples that are also held out, and completions without a leading space."""
     marks = [example.mark for example in examples]
     trained = {mark for mark, held in zip(marks, is_held, strict=True) if not held}
     measured = [mark for mark, held in zip(marks, is_held, strict=True) if held]
     copies, missing_space = len(marks) - len({*marks}), [example for example in examples if example.missing_space]
-    notes = [f"copies of other examples: {copies:,}"] if copies else []
-    notes += _both(sum(mark in trained for mark in measured), len(measured))
+    notes = [f"duplicate examples: {copies:,}"] if copies else []
+    notes += _overlap(sum(mark in trained for mark in measured), len(measured))
     if missing_space:
         notes.append(
-            f"completions without a space behind a prompt without one: {len(missing_space):,}, the first in line "
-            f"{missing_space[0].line}; a model would write one word of both"
+            f"completions that run into their prompt, without a space between them: {len(missing_space):,}, the first "
+            f"in line {missing_space[0].line}; a model would learn to join the two words"
         )
     return tuple(notes)
 
 
-def _both(both: int, measured: int) -> list[str]:
-    """Report how many examples are both trained on and held out."""
-    return [f"held out and trained on too: {both:,} of {measured:,} examples"] if both else []
+def _overlap(both: int, measured: int) -> list[str]:
+    """Return a warning about examples that are in both the training and the held-out data."""
+    return [f"held-out examples that are also trained on: {both:,} of {measured:,}"] if both else []
 
 
-def _lost(examples: list[Example], length: int, longest: int) -> str:
-    """Report which examples a length truncates or drops; "" if nothing that counts is lost."""
+def _truncated(examples: list[Example], length: int, longest: int) -> str:
+    """Describe the examples that a row length truncates or drops; "" if nothing that counts is lost."""
     cut = [example for example in examples if not example.whole and length_of(example) > length]
     gone = [example for example in examples if not rows_of(example, length)]
     text = ""
     if cut:
         lost = sum(int(example.counted[length + 1 :].sum()) for example in cut)
-        text = (
-            f", {len(cut):,} are cut after {length} tokens: {lost:,} more that count are lost, and --length {longest} "
-            "keeps all"
-        )
+        text = f", {len(cut):,} truncated to {length} tokens, losing {lost:,} that count (--length {longest} keeps all)"
     if gone:
         lines = ", ".join(str(example.line) for example in gone[:LISTED]) + (", ..." if len(gone) > LISTED else "")
         lines = f"line{'s' * (len(gone) > 1)} {lines}"
-        text += f"; {len(gone):,} with nothing to learn in a row of {length} are left out ({lines})"
+        text += f"; {len(gone):,} dropped for having none that counts in a row of {length} ({lines})"
     return text
 
 
 def show(example: Example, length: int, tokenizer: Tokenizer) -> str:
-    """Return an example as the model reads it, decoded line by line; what counts comes after a |."""
+    """Return an example as the model reads it, decoded line by line; a | marks the parts that count."""
     ids, counted = example.ids[: length + 1], example.counted[: length + 1].copy()
     counted[:1] = False  # nothing precedes the first token, so it is not a target
-    head = f"line {example.line}, {len(ids):,} tokens; the {int(counted.sum()):,} behind a | count:"
+    head = f"line {example.line}, {len(ids):,} tokens, of which the {int(counted.sum()):,} after a | count:"
     cuts = [0, *(np.flatnonzero(counted[1:] != counted[:-1]) + 1), len(ids)]
     lines, text = [], ""
     for start, stop in pairwise(cuts):
@@ -502,7 +499,7 @@ def show(example: Example, length: int, tokenizer: Tokenizer) -> str:
     if len(lines) > LINES_SHOWN:
         lines = [
             *lines[: LINES_SHOWN // 2],
-            f"    ... {len(lines) - LINES_SHOWN // 2 * 2} lines more ...",
+            f"    ... {len(lines) - LINES_SHOWN // 2 * 2} more lines ...",
             *lines[-LINES_SHOWN // 2 :],
         ]
     return "\n".join([f"example  {head}", *lines])

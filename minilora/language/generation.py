@@ -1,20 +1,20 @@
-"""Generation of text, one token at a time: the model scores every possible next token, and one is chosen.
+"""Text generation, one token at a time: the model scores every possible next token, and one is chosen.
 
     z = scores of the V possible next tokens                                          (V,)
-    greedy:     the token of the largest z
+    greedy:     the token with the largest z
     sampled:    token v with probability q_v, at temperature c
-    top-p:      the same, from the fewest most likely tokens whose probabilities sum to P
+    top-p:      the same, among the fewest most likely tokens whose probabilities sum to at least P
 
     q_v = exp(z_v / c) / sum_u exp(z_u / c)                               (gen.1)     (V,)
     a_v = sum of q_u over the tokens u more likely than v                 (gen.2)     (V,)
     p_v = q_v [a_v < P] / sum_u q_u [a_u < P]                             (gen.3)     (V,)
 
-In (gen.2), the smaller id comes first among equally likely tokens. The most likely token has a = 0, so it always stays.
-The others stay until those before them sum to P. Without this cut the many unlikely tokens would, taken together, be
-drawn often (Holtzman et al., https://arxiv.org/abs/1904.09751).
+In (gen.2), ties are broken in favour of the smaller id. The most likely token has a = 0, so it always stays. The others
+stay until those before them sum to P. Without this cut, unlikely tokens would often be drawn, since there are so many
+of them (Holtzman et al., https://arxiv.org/abs/1904.09751).
 
-Each new token needs the keys and values of all tokens before it. These do not change, since position t reads only
-positions up to t. So the model caches them (its `past`), and a new token costs one position instead of the whole text.
+Each new token needs the keys and values of all earlier tokens. These do not change, since position t reads only
+positions up to t. The model therefore caches them (its `past`), and a new token costs one position, not the whole text.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def generate(
     rng: np.random.Generator | None = None,
     end: Collection[int] = (),
 ) -> Iterator[int]:
-    """Return an iterator over the ids that follow a prompt; each is computed when it is requested.
+    """Return an iterator over the ids that follow a prompt, each computed only when it is requested.
 
     Parameters
     ----------
@@ -49,14 +49,14 @@ def generate(
     tokens : int
         The largest number of tokens to yield, at least 1.
     temperature : float
-        0 always takes the most likely token. Above 0, tokens are sampled; a smaller value favours likely tokens.
+        0 always chooses the most likely token. Above 0, tokens are sampled; smaller values favour likely tokens.
     top_p : float
-        Above 0 and at most 1: sample from the fewest most likely tokens whose probabilities sum to this.
+        Above 0 and at most 1: sample among the fewest most likely tokens whose probabilities sum to at least this.
     rng : numpy.random.Generator, optional
-        Draws the tokens, on the host, so that one seed gives one text on every device, up to rounding of the
+        Draws the tokens on the host, so that a seed gives the same text on every device, up to rounding of the
         scores. Required if `temperature` is above 0.
     end : collection of int
-        Ids that end the text; they are not yielded.
+        Ids that end the text. They are not yielded.
 
     Raises
     ------
@@ -75,7 +75,7 @@ def generate(
     ends = {check_integer("an id of end", token, at_least=0) for token in end}
     backend = backend_of(model.model.norm.weight)
 
-    def chosen() -> Iterator[int]:
+    def choices() -> Iterator[int]:
         logits, past = model.extend(backend.asarray(ids[None]))
         for remaining in reversed(range(tokens)):
             token = choose(backend.to_numpy(logits[0]), temperature, rng, top_p)
@@ -85,11 +85,11 @@ def generate(
             if remaining:
                 logits, past = model.extend(backend.asarray([[token]]), past)
 
-    return chosen()
+    return choices()
 
 
 def check_sampling(tokens: int, temperature: float, top_p: float) -> tuple[int, float, float]:
-    """Check that the settings are in range, and return them. The command calls this before it reads a model."""
+    """Check that the settings are in range, and return them. `minilora generate` does so before it reads a model."""
     tokens = check_integer("tokens", tokens, at_least=1)
     temperature = check_number("temperature", temperature, above=0, or_equal=True)
     if (top_p := check_number("top_p", top_p, above=0)) > 1:
@@ -98,17 +98,17 @@ def check_sampling(tokens: int, temperature: float, top_p: float) -> tuple[int, 
 
 
 def choose(z: np.ndarray, temperature: float, rng: np.random.Generator | None, top_p: float = 1.0) -> int:  # (V,) -> ()
-    """Return the most likely token, or a sampled one."""
+    """Return the most likely token if the temperature is 0, otherwise a sampled one."""
     if temperature == 0 or rng is None:
         return int(z.argmax())
-    with np.errstate(over="ignore"):  # with a tiny temperature, everything below the largest becomes minus infinity
+    with np.errstate(over="ignore"):  # at a tiny temperature, all but the largest become minus infinity
         e = np.exp((z.astype(np.float64) - z.max()) / temperature)  # the largest is 1, so nothing overflows
     q = e / e.sum()  # eq. (gen.1)
     return int(rng.choice(len(q), p=q if top_p == 1 else nucleus(q, top_p)))
 
 
 def nucleus(q: np.ndarray, P: float) -> np.ndarray:  # (V,) -> (V,)
-    """Return the probabilities of the fewest most likely tokens that sum to P, rescaled to sum to 1."""
+    """Keep the fewest most likely tokens whose probabilities sum to at least P, and rescale these to sum to 1."""
     order = np.argsort(-q, kind="stable")
     a = np.empty_like(q)
     a[order] = np.cumsum(q[order]) - q[order]  # eq. (gen.2)

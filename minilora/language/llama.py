@@ -7,17 +7,18 @@ The input is token ids (B, T). The output is, for every position, the scores (lo
     x'  = u + mlp(norm_2(u))            post_attention_layernorm, mlp      (B, T, d) -> (B, T, d)
     z   = norm(x_L) W^T                 norm, lm_head                      (B, T, d) -> (B, T, V)
 
-A block is two branches, y = x + f(norm(x))    (llama.1). Its input acts on y directly and through the branch:
+A block is two residual branches, y = x + f(norm(x))    (llama.1). The input of one affects y directly and through f:
 
     dx = dy + norm's backward of f's backward of dy    (llama.2)
 
-So the gradient passes from block to block unchanged, and each branch adds its part. Nothing else is derived here.
+So the gradient passes from block to block unchanged, and each branch adds its own contribution. No other formula is
+derived here.
 
-Modules have the paths of transformers' `LlamaForCausalLM`, such as ``model.layers.0.self_attn.q_proj``: an adapter of
-one is an adapter of the other. A tied head is the embedding's own array, under a second name.
+Module paths are those of transformers' `LlamaForCausalLM`, such as ``model.layers.0.self_attn.q_proj``, so an adapter
+for one works with the other. A tied head is the embedding's own array under a second name.
 
-Mistral without a sliding window, Qwen2 and Qwen3 are this decoder too, with other biases and norms, and so are Mixtral
-and Qwen's mixtures, with a mixture of experts instead of the MLP: see `LlamaConfig`.
+Mistral without a sliding window, Qwen2 and Qwen3 are the same decoder with different biases and norms; Mixtral and
+Qwen's mixtures also replace the MLP with a mixture of experts. See `LlamaConfig`.
 
 Source: Touvron et al., "LLaMA: Open and Efficient Foundation Language Models", arXiv 2302.13971.
 """
@@ -52,7 +53,7 @@ Grads = dict[str, Array]
 
 @dataclass(eq=False, repr=False)
 class Block(Layer):
-    """Attention, then the MLP: each reads a normalised copy of x, and its output is added to x."""
+    """Attention followed by an MLP; each reads a normalised copy of its input, and adds its output to that input."""
 
     input_layernorm: RMSNorm
     self_attn: Attention
@@ -60,7 +61,7 @@ class Block(Layer):
     mlp: GatedMLP | MixtureOfExperts
 
     def forward(self, x: Array, at: Array | None = None) -> tuple[Array, Cache]:  # (B, T, d) -> (B, T, d)
-        """Return y, and a cache with those of both branches; with `at`, return y only where it is true, (M, d).
+        """Return y and a cache for both branches; with `at`, return only the M rows of y where it is true, (M, d).
 
         Attention reads all positions; the MLP processes each position separately.
         """
@@ -69,26 +70,26 @@ class Block(Layer):
         return y, (attention_cache, mlp_cache, at)
 
     def backward(self, dy: Array, cache: Cache, *, need_dx: bool = True) -> tuple[Array | None, Grads]:
-        """Return dx (B, T, d), and the gradients of all trainable arrays."""
+        """Return dx (B, T, d) and the gradients of all trainable arrays."""
         attention_cache, mlp_cache, at = cache
         below = need_dx or trains(self.input_layernorm, self.self_attn)
         du, f, norm = branch_backward(self.post_attention_layernorm, self.mlp, dy, mlp_cache, need_dx=below)
         grads = nest("mlp", f) | nest("post_attention_layernorm", norm)
         if du is None:  # no lower layer trains, and the caller needs no dx
             return None, grads
-        du = du if at is None else placed(du, at)
+        du = du if at is None else scatter_rows(du, at)
         dx, f, norm = branch_backward(self.input_layernorm, self.self_attn, du, attention_cache, need_dx=need_dx)
         return dx, nest("self_attn", f) | nest("input_layernorm", norm) | grads
 
     def extend(self, x: Array, past: Past | None) -> tuple[Array, Past]:  # (B, T, d) -> (B, T, d)
-        """Return y for x at the positions after `past`, and the past that includes x."""
+        """Return y for x at the positions after `past`, and a new `past` that includes x."""
         update, past = self.self_attn.extend(self.input_layernorm(x), past)
         u = x + update
         return u + self.mlp(self.post_attention_layernorm(u)), past
 
 
 def branch(norm: Layer, f: Layer, x: Array) -> tuple[Array, Cache]:
-    """Return x + f(norm(x)), and the caches of both."""
+    """Return x + f(norm(x)), and the caches of the norm and f."""
     h, norm_cache = norm.forward(x)
     update, f_cache = f.forward(h)
     y = x + update  # eq. (llama.1)
@@ -98,7 +99,7 @@ def branch(norm: Layer, f: Layer, x: Array) -> tuple[Array, Cache]:
 def branch_backward(
     norm: Layer, f: Layer, dy: Array, cache: Cache, *, need_dx: bool
 ) -> tuple[Array | None, Grads, Grads]:
-    """Return dx, and the gradients of f and of the norm."""
+    """Return dx, the gradients of f, and the gradients of the norm."""
     norm_cache, f_cache = cache
     dh, f_grads = f.backward(dy, f_cache, need_dx=need_dx or trains(norm))
     if dh is None:
@@ -110,16 +111,17 @@ def branch_backward(
 
 @dataclass(eq=False, repr=False)
 class Decoder(Layer):
-    """The embedding, the blocks, and the final norm."""
+    """The decoder without its head: the embedding, the blocks and the final norm."""
 
     embed_tokens: Embedding
     layers: list[Block]
     norm: RMSNorm
 
     def forward(self, x: Array, at: Array | None = None) -> tuple[Array, Cache]:  # (B, T) ids -> (B, T, d)
-        """Return y and the cache; with `at`, return y only where it is true, (M, d), as the last block does.
+        """Return y and the cache; with `at`, return only the M rows of y where it is true, (M, d).
 
-        No backward reaches the layers below the lowest one that trains, so they keep no cache.
+        Only the last block receives `at`. The backward pass stops at the lowest layer that trains, so the layers below
+        it keep no cache.
         """
         steps, caches = self.steps(), []
         lowest = next((i for i, (_, layer) in enumerate(steps) if trains(layer)), len(steps))
@@ -129,7 +131,7 @@ class Decoder(Layer):
         return x, (lowest, caches)
 
     def backward(self, dy: Array, cache: Cache, *, need_dx: bool = True) -> tuple[None, Grads]:
-        """Return None for dx, since ids have no derivative, and the gradients of all trainable arrays."""
+        """Return None, since ids have no gradient, and the gradients of all trainable arrays."""
         lowest, caches = cache
         grads: Grads = {}
         for i, (name, layer) in reversed(list(enumerate(self.steps()))[lowest:]):
@@ -149,7 +151,7 @@ class Decoder(Layer):
         return [("embed_tokens", self.embed_tokens), *blocks, ("norm", self.norm)]
 
     def extend(self, ids: Array, past: list[Past] | None) -> tuple[Array, list[Past]]:  # (B, T) -> (B, T, d)
-        """Return y for ids at the positions after `past`, and the past that includes them, one entry per block."""
+        """Return y for ids at the positions after `past`, and a new `past` that includes them: one entry per block."""
         x, after = self.embed_tokens(ids), list[Past]()
         entries: Sequence[Past | None] = past or [None] * len(self.layers)
         for block, before in zip(self.layers, entries, strict=True):
@@ -160,20 +162,20 @@ class Decoder(Layer):
 
 @dataclass(eq=False, repr=False)
 class Llama(Layer):
-    """The decoder with its head."""
+    """A Llama decoder with its head, which turns hidden states into logits."""
 
     model: Decoder
     lm_head: Linear
     config: LlamaConfig
-    source: Path | None = None  # the file or folder it was loaded from, which also has its tokenizer
+    source: Path | None = None  # the file or folder that it was loaded from, which also contains the tokenizer
 
     def forward(self, x: Array, at: Array | None = None) -> tuple[Array, Cache]:  # (B, T) ids -> (B, T, V)
         """Return the logits of the next token at every position, and the cache.
 
-        With `at`, bool (B, T), return only the logits at the M positions where it is true, (M, V): most targets of a
-        chat do not count. From the last block's MLP on, no position reads another one, so M rows are enough.
+        With `at`, bool (B, T), return only the logits at the M positions where it is true, (M, V). This saves work when
+        most targets do not count, as in a chat: from the last block's MLP on, no position reads another.
         """
-        if at is not None and (at.dtype != bool or at.shape != x.shape):  # integers would index other positions
+        if at is not None and (at.dtype != bool or at.shape != x.shape):  # integers would be read as indices
             raise ValueError(f"at is {at.dtype} {tuple(at.shape)}, expected bool {tuple(x.shape)}")
         h, model_cache = self.model.forward(x, at)
         z, head_cache = self.lm_head.forward(rows(h))
@@ -181,32 +183,32 @@ class Llama(Layer):
         return z, (model_cache, head_cache, h.shape)
 
     def backward(self, dy: Array, cache: Cache, *, need_dx: bool = True) -> tuple[None, Grads]:
-        """Return None for dx, since ids have no derivative, and the gradients of all trainable arrays."""
+        """Return None, since ids have no gradient, and the gradients of all trainable arrays."""
         model_cache, head_cache, shape = cache
         dh, grads = self.lm_head.backward(rows(dy), head_cache, need_dx=trains(self.model))
         below = {} if dh is None else self.model.backward(dh.reshape(shape), model_cache)[1]
         return None, nest("model", below) | nest("lm_head", grads)
 
     def __call__(self, x: Array) -> Array:
-        """Return the logits without a cache, using the memory of one layer."""
+        """Return the logits without keeping any layer's cache."""
         z = self.lm_head(rows(self.model(x)))
         return z.reshape(*x.shape, z.shape[-1])
 
     def extend(self, ids: Array, past: list[Past] | None = None) -> tuple[Array, list[Past]]:  # (B, T) -> (B, V)
-        """Return the logits after the last id, for ids at the positions after `past`, and the new past.
+        """Return the logits after the last id, for ids at the positions after `past`, and the new `past`.
 
-        ``logits, past = llama.extend(prompt)``, then ``llama.extend(token, past)`` with one new token (B, 1) at a time,
-        equals `forward` on the whole text, up to rounding, at the cost of one position.
+        Call ``logits, past = llama.extend(prompt)``, then ``llama.extend(token, past)`` with one new token (B, 1) at a
+        time. The logits equal those of `forward` on the whole text, up to rounding, at the cost of one position each.
         """
         h, past = self.model.extend(ids, past)
         return self.lm_head(h[:, -1]), past
 
     @classmethod
     def build(cls, config: LlamaConfig, arrays: Mapping[str, Array]) -> Llama:
-        """Return the model of these sizes from its arrays, which must have the names and shapes of ``config.shapes()``.
+        """Build a model from its arrays, which must have the names and shapes of ``config.shapes()``.
 
-        Instead of a linear layer's weight, `arrays` may have a frozen layer without a bias that keeps the weight
-        quantised, such as a `minilora.QuantizedLinear`. A wrong shape is a ValueError, a missing array a KeyError.
+        In place of a linear layer's weight, `arrays` may contain a frozen layer without a bias that keeps the weight
+        quantised, such as a `minilora.QuantizedLinear`. A wrong shape raises ValueError, a missing array KeyError.
         """
         shapes = config.shapes()
         for name, shape in shapes.items():  # an array of another shape might broadcast
@@ -251,14 +253,14 @@ class Llama(Layer):
     def load(
         cls, path: str | Path, *, dtype: Any = "float32", backend: Backend | None = None, keep_blocks: bool = False
     ) -> Llama:
-        """Return the model in a Hugging Face folder, a .gguf file or glassllm's .npz.
+        """Load a model from a Hugging Face folder, a .gguf file or a glassllm .npz file.
 
         `dtype` is "float32" or "float64"; half precision is widened exactly. With `keep_blocks`, linear layers of a
-        .gguf file that are in Q4_0, Q4_1 or Q8_0 stay quantised. A damaged file, a model that is not a Llama decoder
-        and a setting that is not implemented are a ValueError that names the setting, mostly before weights are read.
+        .gguf file in Q4_0, Q4_1 or Q8_0 stay quantised. A damaged file, a model that is not a Llama decoder, or a
+        setting that is not implemented raises a ValueError that names the problem, usually before weights are read.
         """
         with requiring("Llama.load"):
-            from .files.weights import load  # a decoder made from arrays needs no package that reads files
+            from .files.weights import load  # imported here: building from arrays needs no package that reads files
 
         llama = cls.build(*load(path, dtype=dtype, backend=backend, keep_blocks=keep_blocks))
         llama.source = Path(path)
@@ -270,44 +272,44 @@ class Llama(Layer):
 
 @dataclass(eq=False, repr=False)
 class CheckpointedBlock(Block):
-    """A block that caches only its input. Its backward runs the forward again, which gives the same bits."""
+    """A block that caches only its input. Its backward reruns the forward, with bit-identical results."""
 
     def forward(self, x: Array, at: Array | None = None) -> tuple[Array, Cache]:  # (B, T, d) -> (B, T, d)
-        """Return y, and a cache with the input."""
+        """Return y, and a cache that contains only the inputs."""
         y, _ = super().forward(x, at)
         return y, (x, at)
 
     def backward(self, dy: Array, cache: Cache, *, need_dx: bool = True) -> tuple[Array | None, Grads]:
-        """Return dx (B, T, d), and the gradients of all trainable arrays."""
-        return super().backward(dy, self.whole(*cache), need_dx=need_dx)
+        """Return dx (B, T, d) and the gradients of all trainable arrays."""
+        return super().backward(dy, self.block_cache(*cache), need_dx=need_dx)
 
-    def whole(self, x: Array, at: Array | None) -> Cache:
-        """Return the cache of a `Block`."""
+    def block_cache(self, x: Array, at: Array | None) -> Cache:
+        """Return the cache that `Block.forward` would return."""
         return super().forward(x, at)[1]
 
 
 def checkpointed(model: Model) -> Model:
-    """Return a model with gradient checkpointing: it shares the arrays, and its gradients are bit-identical.
+    """Return a model with gradient checkpointing, which shares all arrays and has bit-identical gradients.
 
-    Its blocks cache only their inputs. A step then keeps L inputs and one block's cache at a time instead of L caches,
-    and computes one more forward.
+    Its L blocks cache only their inputs. A step then keeps L inputs and one block's cache at a time instead of L
+    caches, at the cost of a second forward pass.
     Source: Chen et al., "Training Deep Nets with Sublinear Memory Cost", arXiv 1604.06174.
     """
 
-    def lean(path: str, layer: Any) -> Any:
+    def checkpointed_block(path: str, layer: Any) -> Any:
         if type(layer) is not Block:
             return layer
         return CheckpointedBlock(layer.input_layernorm, layer.self_attn, layer.post_attention_layernorm, layer.mlp)
 
-    return rebuild(model, layer=lean)  # type: ignore[no-any-return]
+    return rebuild(model, layer=checkpointed_block)  # type: ignore[no-any-return]
 
 
 recomputed = checkpointed
-"""The name in the fifth edition."""
+"""The fifth edition's name for `checkpointed`."""
 
 
-def placed(x: Array, at: Array) -> Array:  # (M, d), (B, T) -> (B, T, d)
-    """Return the rows of x at the M positions where `at` is true, and zeros elsewhere."""
+def scatter_rows(x: Array, at: Array) -> Array:  # (M, d), (B, T) -> (B, T, d)
+    """Return an array with the rows of x at the M positions where `at` is true, and zeros elsewhere."""
     whole = backend_of(x).zeros((*at.shape, x.shape[-1]), x.dtype)
     whole[at] = x
     return whole

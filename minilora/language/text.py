@@ -1,14 +1,14 @@
-"""Windows of token ids from a text, with the next-token loss.
+"""A text as windows of token ids, with the next-token loss.
 
-    ids        i_0 i_1 i_2 i_3 i_4 i_5 i_6            of length 3:
+    ids        i_0 i_1 i_2 i_3 i_4 i_5 i_6            cut into windows of length 3:
     X          [i_0 i_1 i_2]  [i_3 i_4 i_5]           (n, length) inputs
-    Y          [i_1 i_2 i_3]  [i_4 i_5 i_6]           (n, length) targets: the next id, at every position at once
+    Y          [i_1 i_2 i_3]  [i_4 i_5 i_6]           (n, length) targets: the next id at every position
 
-Each id except the first is a target once. The model's output at position t depends only on the inputs up to t, so each
-position of a window is a training example.
+Each id except the first is a target exactly once. The model's output at position t depends only on the inputs up to t,
+so each position of a window is a training example.
 
-In a chat most targets do not count, and the head is the largest product of a small model. So logits are computed only
-where a target counts, and nothing is computed after the last such position.
+In a chat most targets do not count, and in a small model the head is the largest matrix product. Logits are therefore
+computed only where a target counts, and nothing is computed after the last such position.
 """
 
 from __future__ import annotations
@@ -34,23 +34,23 @@ from ..variants.dropout import with_rows_at
 from .llama import Llama
 
 HELD_OUT = 10
-"""One window or example in this many is held out, throughout the text, since the parts of a text differ."""
+"""One window or example in this many is held out, spread over the whole text, since its parts differ."""
 MOST_HELD_OUT_ROWS = 32
-"""The default limit on the held-out rows that `windows` returns: 4,096 tokens at a length of 128."""
-PIECE_LETTERS = 1 << 18
-"""The number of characters that are encoded at a time."""
-UNCUT = 1 << 21
-"""The largest number of characters that are encoded at once if a tokenizer allows no cut between them."""
+"""The default limit on the number of held-out rows from `windows`: 4,096 tokens at a length of 128."""
+PIECE_CHARACTERS = 1 << 18
+"""The length of the pieces in which a long text is encoded, in characters."""
+LONGEST_PIECE = 1 << 21
+"""The largest length of a piece, in characters, if the tokenizer allows no earlier cut."""
 CONTEXT = 256
-"""The number of characters on each side of a position that decide whether the text can be cut there."""
+"""The number of characters on each side of a position that are examined to decide whether it is a safe cut."""
 CUTS, TRIES = (r"(?<=\n)(?=\S)", r"(?<=\S)(?= \S)", r"(?<=\s)(?=\S)", r"(?s:(?=.))"), 8
-"""Kinds of positions for a cut, most promising first (line start, word end, word start, any), with tries of each."""
+"""Patterns for a cut, most promising first (line start, word end, word start, any), and the tries for each one."""
 
 
 def windows(
     ids: Sequence[int], length: int, share: float = 1 / HELD_OUT, measured: int | None = MOST_HELD_OUT_ROWS
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Cut the ids of a text into windows, and hold out every tenth, or another share, of them.
+    """Cut the ids of a text into windows, and hold out a share of them, by default every tenth.
 
     Parameters
     ----------
@@ -59,21 +59,21 @@ def windows(
     length : int
         The length of a window, at least 1.
     share : float
-        The share of the windows to hold out, as in `is_held_out`.
+        The share of the windows to hold out, see `is_held_out`.
     measured : int, optional
-        The largest number of held-out windows to return, evenly spaced; None returns all, as `minilora finetune` does.
+        The largest number of held-out windows to return, evenly spaced. None returns all of them.
 
     Returns
     -------
     X, Y : numpy.ndarray, shape (n, length), int64
-        The training windows. Each id except the first is a target once.
+        The inputs and targets of the training windows.
     X_held, Y_held : numpy.ndarray, shape (m, length), int64
-        The held-out windows, at most `measured`.
+        The same for the held-out windows, at most `measured` of them.
 
     Raises
     ------
     ValueError, TypeError
-        If there are fewer than two windows (or none if none is held out), or an id is negative or not an integer.
+        If the text has fewer than two windows, or none at all if `share` is 0, or an id is negative or not an integer.
     """
     length = check_integer("length", length, at_least=1)
     n = (len(ids) - 1) // length
@@ -81,23 +81,23 @@ def windows(
     if n < least:
         raise ValueError(f"the text has {len(ids)} tokens, expected at least {least * length + 1}: {what} of {length}")
     array = np.asarray(ids)
-    check_ids("ids", array, np.iinfo(np.int64).max)  # NumPy would round floats down and parse strings
+    check_ids("ids", array, np.iinfo(np.int64).max)  # `astype` would truncate floats and parse strings
     used = array.astype(np.int64)[: n * length + 1]
     X, Y = used[:-1].reshape(n, length), used[1:].reshape(n, length)
     held = is_held_out(n, share)
-    rows = spread(np.flatnonzero(held), measured)
+    rows = evenly_spaced(np.flatnonzero(held), measured)
     return X[~held], Y[~held], X[rows], Y[rows]
 
 
 def is_held_out(n: int, share: float = 1 / HELD_OUT) -> np.ndarray:
-    """Return which of n parts are held out, (n,) bool: every (1 / share)-th, counted from the end, so at least one."""
+    """Return which of n parts are held out, (n,) bool: every (1 / share)-th from the end, and so at least one."""
     held = np.zeros(n, bool)
     if share:
         held[::-1][(np.arange(math.ceil(n * share - 1e-9)) / share + 1e-9).astype(int)] = True
     return held
 
 
-def spread(rows: np.ndarray, most: int | None) -> np.ndarray:
+def evenly_spaced(rows: np.ndarray, most: int | None) -> np.ndarray:
     """Return at most `most` of the rows, evenly spaced; None returns all of them."""
     if most is None or len(rows) <= most:
         return rows
@@ -106,14 +106,14 @@ def spread(rows: np.ndarray, most: int | None) -> np.ndarray:
 
 
 def read_text(path: Path) -> str:
-    """Read a regular file that contains text in UTF-8, and is not empty."""
+    """Return the text in a regular file, which must be UTF-8 and not blank."""
     with reading(path), open_regular(path) as file:
         data = file.read()
-        if data[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in data[:2]:  # in UTF-16 every second byte of a letter is 0
-            raise ValueError("not a text in UTF-8 but in UTF-16")
+        if data[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in data[:2]:  # every second byte of UTF-16 is often 0
+            raise ValueError("the text is in UTF-16, expected UTF-8")
         text = data.decode("utf-8-sig")
     if not text.strip():
-        raise FileRefused(path, "it holds no text")
+        raise FileRefused(path, "it contains no text")
     return text
 
 
@@ -123,25 +123,25 @@ def read_text(path: Path) -> str:
 def next_token_loss(logits: Array, targets: Array) -> tuple[Array, Array]:
     """Return the cross-entropy and its gradient, which overwrites the logits.
 
-    The logits are the largest array of a language model; this way it exists once.
+    The logits are the largest array of a training step, so a second one of the same size is avoided.
     """
     return cross_entropy(logits, targets, out=logits)
 
 
 def gradients_at_targets(model: Llama, x: Array, y: Array, loss: Loss) -> dict[str, Array]:
-    """Return the gradients of ``loss(model(x), y)``; the fewer targets count, the less is computed.
+    """Return the gradients of ``loss(model(x), y)``, without computing logits for targets that do not count.
 
-    The logits and the last block's MLP are computed only where a target counts, everything else up to the last column
-    with such a target. The result equals that of `minilora.training.backpropagate` up to rounding, and bit for bit if
-    every target counts.
+    The logits and the last block's MLP are computed only where a target counts, and everything else only up to the
+    last column with such a target. The result equals that of `minilora.gradients.backpropagate` up to rounding; if
+    every target counts, it is bit-identical.
     """
-    check_shape("targets", y, tuple(x.shape[:2]))  # with three axes the numbers would differ
+    check_shape("targets", y, tuple(x.shape[:2]))  # a third axis would be counted wrongly
     x, y = trim_padding(x, y)
     at = y != IGNORE_INDEX
     if at.all() or not at.any():
         return backpropagate(model, x, y, loss)
     last = len(model.model.layers) - 1
-    model = with_rows_at(model, at, (f"model.layers.{last}.mlp", "lm_head"))  # this part reads no other position
+    model = with_rows_at(model, at, (f"model.layers.{last}.mlp", "lm_head"))  # these layers read no other position
     logits, cache = model.forward(x, at)
     _, d_logits = loss(logits, y[at])
     return model.backward(d_logits, cache, need_dx=False)[1]
@@ -151,7 +151,7 @@ def evaluate_where_it_counts(
     model: Llama, X: Array, Y: Array, loss: Loss, workers: int | None = None,
     shown: Callable[[Sequence[np.ndarray]], Iterable[np.ndarray]] = iter,
 ) -> float:  # fmt: skip
-    """Return the loss like `minilora.evaluate`, with less work if fewer targets count; ``shown`` yields the parts."""
+    """Return the loss as `minilora.evaluate` does, skipping targets that do not count; ``shown`` yields the parts."""
     check_shape("targets", Y, tuple(X.shape[:2]))
     check_ids("Y", Y, model.lm_head.out_features, ignored=IGNORE_INDEX)
 
@@ -172,7 +172,7 @@ def evaluate_where_it_counts(
 
 
 def trim_padding(x: Array, y: Array) -> tuple[Array, Array]:
-    """Return ids and targets up to the last column in which a target counts; if none does, return all of them."""
+    """Drop the columns after the last one in which a target counts; if no target counts, keep all columns."""
     width = int(widths(y).max()) or y.shape[1]
     return x[:, :width], y[:, :width]
 
@@ -181,12 +181,12 @@ def trim_padding(x: Array, y: Array) -> tuple[Array, Array]:
 
 
 def token_ids(text: str, encode: Callable[[str], list[int]], size: int | None = None) -> list[int]:
-    """Return a text's token ids, the same as ``encode(text)`` gives.
+    """Return the same token ids as ``encode(text)``, in less memory.
 
-    A tokenizer takes about 260 bytes of memory for each byte of a text. A long text is therefore encoded in pieces of
-    `PIECE_LETTERS` characters, cut where no token spans the cut and the tokens on one side do not depend on the other.
-    A text without such a place in `UNCUT` characters is a ValueError, and so is an id that is not below `size`, the
-    number of tokens that the model has.
+    A tokenizer needs about 260 bytes of memory for each byte of text. A long text is therefore encoded in pieces of
+    about `PIECE_CHARACTERS` characters, cut where no token spans the cut and neither side's tokens depend on the other.
+    This raises ValueError if `LONGEST_PIECE` characters contain no such place, or if an id is not below `size`, the
+    model's vocabulary size.
     """
     ids: list[int] = []
     start = 0
@@ -195,8 +195,8 @@ def token_ids(text: str, encode: Callable[[str], list[int]], size: int | None = 
         piece = None if stop is None else _ids_after(text[max(0, start - CONTEXT) : start], text[start:stop], encode)
         if stop is None or piece is None:
             raise ValueError(
-                f"the tokens of the text from character {start:,} on depend on all of it: expected a place for a cut "
-                f"within {UNCUT:,} characters, which is what is encoded at once"
+                f"the text cannot be encoded in pieces: expected, within {LONGEST_PIECE:,} characters from character "
+                f"{start:,} on, a position where the tokens on each side do not depend on the other side"
             )
         ids += piece
         start = stop
@@ -206,31 +206,31 @@ def token_ids(text: str, encode: Callable[[str], list[int]], size: int | None = 
 
 
 def check_vocabulary(largest: int, size: int) -> None:
-    """Require ids below `size`, the number of tokens that a model has."""
+    """Require ids below `size`, the vocabulary size of a model."""
     if largest >= size:
-        raise ValueError(f"the tokenizer gives ids up to {largest}, and the model has {size} tokens: another model's")
+        raise ValueError(f"the tokenizer gives ids up to {largest}, expected below {size}: use the model's tokenizer")
 
 
 def _next_cut(text: str, start: int, encode: Callable[[str], list[int]]) -> int | None:
-    """Return the end of the piece that begins at `start`: the text's end, or a safe cut; None if there is none."""
-    for stop in range(start + PIECE_LETTERS, min(len(text), start + UNCUT), PIECE_LETTERS):
-        first = stop - PIECE_LETTERS // 2
+    """Return where the piece that begins at `start` ends: a safe cut, or the text's end; None if neither is near."""
+    for stop in range(start + PIECE_CHARACTERS, min(len(text), start + LONGEST_PIECE), PIECE_CHARACTERS):
+        first = stop - PIECE_CHARACTERS // 2
         for pattern in CUTS:
             places = [first + match.start() for match in re.finditer(pattern, text[first:stop])]
             for place in reversed(places[-TRIES:]):
                 if place > first and _is_safe(text, place, encode):
                     return place
-    return len(text) if len(text) - start <= UNCUT else None
+    return len(text) if len(text) - start <= LONGEST_PIECE else None
 
 
 def _is_safe(text: str, place: int, encode: Callable[[str], list[int]]) -> bool:
-    """Return whether the tokens on each side of a position do not depend on the other side."""
+    """Return whether a cut at a position would leave the tokens on both sides unchanged."""
     after = text[place : place + CONTEXT]
     long, short = (_ids_after(text[max(0, place - n) : place], after, encode) for n in (CONTEXT, CONTEXT // 2 - 1))
-    return long is not None and long == short  # with an even and an odd number of letters before it
+    return long is not None and long == short  # with an even and an odd context, since repeated characters may pair up
 
 
 def _ids_after(before: str, after: str, encode: Callable[[str], list[int]]) -> list[int] | None:
-    """Return the ids of a text that follows another one; None if the other one's ids change with it."""
+    """Return the ids of `after` when it follows `before`; None if it changes the ids of `before`."""
     whole, first = encode(before + after), encode(before) if before else []
     return whole[len(first) :] if whole[: len(first)] == first else None

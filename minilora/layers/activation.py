@@ -1,4 +1,4 @@
-"""Activations: one function for every entry, so the derivative is one product for every entry.
+"""Activations: functions of single entries, whose derivative is a product per entry.
 
     y = f(x),    dx = dy f'(x)        all of one shape
 
@@ -6,9 +6,7 @@
     Tanh    f(x) = tanh(x)             f'(x) = 1 - tanh(x)^2                            (act.3), (act.4)
     SiLU    f(x) = x q                 f'(x) = q (1 + x (1 - q)),  q = 1/(1 + e^-x)     (act.5), (act.6)
 
-An activation keeps what its derivative is made of.
-
-None of these layers has anything to train.
+An activation caches what its derivative needs. None of these layers has trainable arrays.
 """
 
 from __future__ import annotations
@@ -25,7 +23,7 @@ class ReLU(Layer):
 
     def forward(self, x: Array) -> tuple[Array, Cache]:  # (...) -> (...)
         """Return y, and a cache with the mask."""
-        mask = x.real > 0  # of the real part: a complex step moves the imaginary one
+        mask = x.real > 0  # the real part, since a complex step moves the imaginary one
         y = x * mask  # eq. (act.1)
         return y, (mask,)
 
@@ -72,9 +70,9 @@ class SiLU(Layer):
 
 
 def logistic(x: Array) -> Array:  # (...) -> (...)
-    """Return 1/(1 + e^-x). In this form, (1 + tanh(x/2))/2, no x is large enough to overflow."""
+    """Return 1/(1 + e^-x), computed as (1 + tanh(x/2))/2, which cannot overflow."""
     return 0.5 * (1 + backend_of(x).xp.tanh(0.5 * x))
 
 
 ACTIVATIONS: dict[str, type[Layer]] = {"relu": ReLU, "tanh": Tanh, "silu": SiLU}
-"""By the name that configurations use."""
+"""The activations by their names in configurations."""

@@ -1,8 +1,8 @@
-"""Causal attention with grouped queries: each position reads from those up to its own.
+"""Causal attention with grouped queries: each position attends to those up to its own.
 
-H heads ask, K heads answer, and K divides H: head h asks key head k = h // g, with g = H / K heads in a group. Every
-head is D wide. Of x (T, d), the projections give q (T, H D), k and v (T, K D); q and k are turned by position, see
-`minilora.layers.rotary`. With c = 1/sqrt(D), and for one head, position t reading from u:
+There are H query heads and K key heads, where K divides H: query head h uses key head k = h // g, with g = H / K heads
+per group. Every head is D wide. From x (T, d), the projections give q (T, H D), k and v (T, K D); q and k are rotated
+by position, see `minilora.layers.rotary`. With c = 1/sqrt(D), and for one head, position t reading from u:
 
     S_tu = c sum_j q_tj k_uj      for u <= t              (att.1)    (T, T)     later positions are masked
     P_tu = exp(S_tu) / sum_{w <= t} exp(S_tw)             (att.2)    (T, T)     the softmax of each row
@@ -17,13 +17,13 @@ dS is 0:
     dS_tu = P_tu (dP_tu - sum_w P_tw dP_tw)               (att.6)    (T, T)
     dq_tj = c sum_u dS_tu k_uj        dq = c dS k         (att.7)    (T, D)
     dk_uj = c sum_t dS_tu q_tj        dk = c dS^T q       (att.8)    (T, D)
-    dx = what q_proj, k_proj and v_proj return, added up  (att.9)    (T, d)
+    dx = the sum of q_proj's, k_proj's and v_proj's dx     (att.9)    (T, d)
 
-In some models q and k are normed before they are turned, each head by itself with one weight (D,) for all heads, by
+In some models q and k are normalised before the rotation, each head separately with one weight (D,) for all heads, by
 (norm.2) of `minilora.layers.norm`; dq and dk then pass through (norm.4).
 
-The g heads of a group share k and v, so dk and dv sum over them. The code puts the queries of a group one below the
-other, g T rows: then each equation is one product for the whole group, and its sum over rows is that sum.
+The g heads of a group share k and v, so dk and dv sum over them. The code stacks the queries of a group as g T rows:
+then each equation is one product for the whole group, and its sum over rows includes the sum over heads.
 
 Source: Vaswani et al., arXiv 1706.03762; Ainslie et al., "GQA", arXiv 2305.13245, for groups.
 """
@@ -40,12 +40,12 @@ from .norm import RMSNorm
 from .rotary import Rotary
 
 Past: TypeAlias = tuple[Array, Array]
-"""The keys, turned, and the values of earlier positions: (B, K, 1, T, D) each."""
+"""The rotated keys and the values of earlier positions: (B, K, 1, T, D) each."""
 
 
 @dataclass(eq=False, repr=False)
 class Attention(Layer):
-    """Four linear layers, which an adapter can stand beside, and what happens between them.
+    """Attention with four linear layers, which can have adapters.
 
     D is the rotations' width; H and K follow from the widths of q_proj and k_proj.
     """
@@ -82,7 +82,7 @@ class Attention(Layer):
         below = need_dx or trains(self.q_proj, self.k_proj, self.v_proj, *norms)
         do, o_grads = self.o_proj.backward(rows(dy), o_cache, need_dx=below)
         grads = nest("o_proj", o_grads)
-        if do is None:  # nothing below asks
+        if do is None:  # no lower layer trains, and the caller needs no dx
             return None, grads
         dq, dk, dv = self.attend_backward(self.split(do, shape[-2]), q, k, v, P)
         dq, dk = self.rotary.backward(dq, q_turn)[0], self.rotary.backward(dk, k_turn)[0]
@@ -97,7 +97,7 @@ class Attention(Layer):
         return None if dx is None else dx.reshape(shape), grads
 
     def extend(self, x: Array, past: Past | None) -> tuple[Array, Past]:  # (..., T, d) -> (..., T, d)
-        """Return y where x follows the positions in `past`, and the past for the positions after x. No backward."""
+        """Return y for x at the positions after `past`, and the past that includes x. There is no backward."""
         check_input(self, x, self.takes)
         (q, k, v), _, _ = self.heads(x, 0 if past is None else past[0].shape[-2])
         if past is not None:
@@ -107,7 +107,7 @@ class Attention(Layer):
         return y.reshape(*x.shape[:-1], y.shape[-1]), (k, v)
 
     def heads(self, x: Array, start: int = 0) -> tuple[tuple[Array, Array, Array], Cache, Cache]:
-        """Return q, k and v of the positions from `start` on, q and k normed and turned, and what was kept for each."""
+        """Return q, k and v for the positions from `start` on, with q and k normalised and rotated, and the caches."""
         h, T = rows(x), x.shape[-2]  # h (B T, d)
         (q, q_cache), (k, k_cache), (v, v_cache) = (p.forward(h) for p in (self.q_proj, self.k_proj, self.v_proj))
         q, q_norm = normed(self.q_norm, self.split(q, T))
@@ -116,7 +116,7 @@ class Attention(Layer):
         return (q, k, self.split(v, T)), (q_cache, k_cache, v_cache), (q_norm, k_norm, q_turn, k_turn)
 
     def attend(self, q: Array, k: Array, v: Array) -> tuple[Array, Any]:
-        """Return o and P. `minilora.fast.blockwise` keeps less of a long text."""
+        """Return o and P. `minilora.fast.blockwise` needs less memory for long texts."""
         return attend(q, k, v)
 
     def attend_backward(self, do: Array, q: Array, k: Array, v: Array, P: Any) -> tuple[Array, Array, Array]:
@@ -124,31 +124,31 @@ class Attention(Layer):
         return attend_backward(do, q, k, v, P)
 
     def split(self, x: Array, T: int) -> Array:  # (B T, heads D) -> (B, K, heads / K, T, D)
-        """Return each head's entries apart, the heads that share a key together. It copies nothing."""
+        """Split the entries by head, grouping heads that share a key, without copying."""
         D = self.rotary.in_features
         K = self.k_proj.out_features // D
         return x.reshape(len(x) // T, T, K, x.shape[1] // (K * D), D).transpose(0, 2, 3, 1, 4)
 
     def join(self, heads: Array) -> Array:  # (B, K, heads / K, T, D) -> (B T, heads D)
-        """Return the heads' entries side by side."""
+        """Join the heads' entries."""
         B, K, g, T, D = heads.shape
         return heads.transpose(0, 3, 1, 2, 4).reshape(B * T, K * g * D)
 
 
 def normed(norm: RMSNorm | None, heads: Array) -> tuple[Array, Cache | None]:  # (B, K, g, T, D)
-    """Return each head's rows as the norm makes them, and its cache; the rows themselves without one."""
+    """Return each head's normalised rows with the cache; without a norm, the rows themselves."""
     return (heads, None) if norm is None else norm.forward(heads)
 
 
 def normed_back(norm: RMSNorm | None, dy: Array, cache: Cache | None) -> tuple[Any, dict[str, Array]]:
-    """Return the gradient at the rows, and the norm's."""
+    """Return the gradient with respect to the rows, and the norm's gradients."""
     return (dy, {}) if norm is None or cache is None else norm.backward(dy, cache)
 
 
 def attend(q: Array, k: Array, v: Array) -> tuple[Array, Array]:
-    """Return o (B, K, g, T, D) and P (B, K, g T, U), of q (B, K, g, T, D), k and v (B, K, 1, U, D).
+    """Return o (B, K, g, T, D) and P (B, K, g T, U) for q (B, K, g, T, D), k and v (B, K, 1, U, D).
 
-    The last of the T queries stands at the last of the U positions.
+    The last of the T queries is at the last of the U positions.
     """
     q_rows, k_rows, v_rows = group_rows(q), group_rows(k), group_rows(v)
     c = q.shape[-1] ** -0.5
@@ -159,7 +159,7 @@ def attend(q: Array, k: Array, v: Array) -> tuple[Array, Array]:
 
 
 def attend_backward(do: Array, q: Array, k: Array, v: Array, P: Array) -> tuple[Array, Array, Array]:
-    """Return dq, dk and dv, of the shapes of q, k and v."""
+    """Return dq, dk and dv, with the shapes of q, k and v."""
     do_rows, q_rows, k_rows, v_rows = group_rows(do), group_rows(q), group_rows(k), group_rows(v)
     c = q.shape[-1] ** -0.5
     dv = P.swapaxes(-1, -2) @ do_rows  # eq. (att.4)
@@ -171,15 +171,15 @@ def attend_backward(do: Array, q: Array, k: Array, v: Array, P: Array) -> tuple[
 
 
 def group_rows(heads: Array) -> Array:  # (B, K, g, T, D) -> (B, K, g T, D)
-    """Return the rows of a group's heads one below the other, so that a product takes the whole group."""
+    """Stack the rows of a group's heads, so that one product handles the whole group."""
     B, K, g, T, D = heads.shape
     return heads.reshape(B, K, g * T, D)
 
 
 def mask(S: Array, T: int) -> Array:  # (B, K, g T, U) -> (B, K, g T, U)
-    """Set S_tu to minus infinity, in place, where u is later than t: of exp there remains 0.
+    """Set S_tu to minus infinity in place where u is later than t, so that its exp is 0.
 
-    The rows of S are the T queries of one head after another, so row i stands at position i mod T of them.
+    The rows of S are the T queries of one head after another, so row i is the query at position i mod T.
     """
     xp, (gT, U) = backend_of(S).xp, S.shape[-2:]
     t = xp.arange(gT) % T + (U - T)  # (g T,)
@@ -188,6 +188,6 @@ def mask(S: Array, T: int) -> Array:  # (B, K, g T, U) -> (B, K, g T, U)
 
 
 def softmax(S: Array) -> Array:  # (..., U) -> (..., U)
-    """Return exp(S) over its sum along each row. The row's largest entry is subtracted first: exp cannot overflow."""
+    """Return the softmax of each row. The row's largest entry is subtracted first, so exp cannot overflow."""
     e = backend_of(S).xp.exp(S - S.real.max(axis=-1, keepdims=True))
     return e / e.sum(axis=-1, keepdims=True)

@@ -1,22 +1,22 @@
 """Convolutions: a linear layer on patches.
 
-An output looks at one patch of the image: the entries under the kernel, in all channels. In one dimension, with stride
-s, dilation d and x padded with zeros,
+An output depends on one patch of the image: the entries under the kernel, in all channels. In one dimension, with
+stride s, dilation d and x padded with zeros,
 
     y_nop = sum_ck W_ock x_n,c,(s p + d k) + b_o                  W (out, C, K),  x (N, C, L),  y (N, out, P)
 
-Collect what the output at position p looks at as one row, z_np,ck = x_n,c,(s p + d k). Then this is (7) on rows:
+Collect the patch of the output at position p as one row, z_np,ck = x_n,c,(s p + d k). Then this is (7) on rows:
 
     z = T(x)          (conv.1)    (N, C, L) -> (N P, C K)         a copy of entries
     y = z W^T + b     (7)         (N P, C K) -> (N P, out)
 
-(8) to (10) give dW, db and dz. x_ncl stands in z wherever s p + d k = l, and nowhere else, so
+(8) to (10) give dW, db and dz. x_ncl occurs in z exactly where s p + d k = l, so
 
     dx_ncl = sum of dz_np,ck over s p + d k = l
-    dx = T*(dz)       (conv.2)    (N P, C K) -> (N, C, L)         entries added up where they came from
+    dx = T*(dz)       (conv.2)    (N P, C K) -> (N, C, L)         entries summed where they came from
 
 T* is the adjoint of T: <T(x), z> = <x, T*(z)> for all x and z. In two dimensions p, k and l are pairs, and nothing else
-changes: the code below takes any number of axes, P and K being products.
+changes: the code handles any number of axes, with products for P and K.
 
 The loops run over the kernel, not over the image: each of its K offsets is one strided copy (T) or sum (T*). Patches
 are laid out channel first, (C K, N P), since that copies long runs; their transpose, a view, is the matrix of rows.
@@ -39,19 +39,19 @@ Ints = tuple[int, ...]
 
 
 class Convolution(Layer):
-    """A convolution over any number of axes. It keeps the arrays that it is given; training changes them in place.
+    """A convolution over any number of axes. It stores the given arrays; training changes them in place.
 
     Parameters
     ----------
     weight, bias : array
         Float, of one dtype. The bias may be None.
     stride, padding, dilation : int, or a tuple of one for each axis
-        As PyTorch's; the padding is zeros on all sides.
+        As in PyTorch; the padding is zeros on all sides.
     groups : int
-        1. Others are a ValueError: PEFT cannot merge adapters of grouped convolutions either.
+        Must be 1; PEFT cannot merge adapters of grouped convolutions either.
     """
 
-    weight: Array  # a subclass says which axes it has
+    weight: Array  # declared by a subclass
     bias: Array | None = None
 
     def __init__(
@@ -67,7 +67,7 @@ class Convolution(Layer):
         self.dilation = _each_axis("dilation", dilation, self.kernel, at_least=1)
 
     def forward(self, x: Array) -> tuple[Array, Cache]:  # (N, C, *sizes) -> (N, out, *positions)
-        """Return y and the cache, which keeps the patches; frozen, it keeps none."""
+        """Return y and the cache, which keeps the patches unless the layer is frozen."""
         y, cache = self.as_linear().forward(self.to_rows(x))
         y = self.from_rows(y, x.shape)
         return y, (x.shape, cache)
@@ -81,7 +81,7 @@ class Convolution(Layer):
             grads["weight"] = grads["weight"].reshape(self.weight.shape)
         return self.input_gradient(dy, linear.weight, shape) if need_dx else None, grads
 
-    # --- as a linear layer on rewritten inputs: what an adapter asks for (`minilora.variants.adapter`) ---
+    # --- as a linear layer on rows, for adapters (`minilora.variants.adapter`) ---
 
     def to_rows(self, x: Array) -> Array:  # (N, C, *sizes) -> (N P, C K)
         """Return the patches, one row for each position of each image."""
@@ -111,18 +111,18 @@ class Convolution(Layer):
         return padded[(..., *inner)].swapaxes(0, 1)
 
     def windows(self, positions: Ints) -> Iterator[tuple[Ints, tuple[slice, ...]]]:
-        """Yield each offset k of the kernel, and the places s p + d k that it meets in the padded image."""
+        """Yield each offset k of the kernel, with the slices s p + d k of the padded image."""
         for offset in np.ndindex(*self.kernel):
             steps = zip(offset, positions, self.stride, self.dilation, strict=True)
             yield offset, tuple(slice(d * k, d * k + s * (p - 1) + 1, s) for k, p, s, d in steps)
 
     def positions(self, shape: Ints) -> Ints:
-        """Return how many places the kernel has along each axis of an input of that shape."""
+        """Return the number of kernel positions along each axis of an input of that shape."""
         steps = zip(shape[2:], self.kernel, self.stride, self.padding, self.dilation, strict=True)
         return tuple((size + 2 * p - d * (k - 1) - 1) // s + 1 for size, k, s, p, d in steps)
 
     def from_rows(self, y: Array, shape: Ints) -> Array:  # (N P, out) -> (N, out, *positions)
-        """Return rows as images, by a view."""
+        """Return rows as images, as a view."""
         return backend_of(y).xp.moveaxis(y.reshape(shape[0], *self.positions(shape), y.shape[-1]), -1, 1)
 
     def from_rows_adjoint(self, dy: Array) -> Array:  # (N, out, *positions) -> (N P, out)
@@ -145,21 +145,21 @@ class Convolution(Layer):
 
 
 class Conv1d(Convolution):
-    """Over sequences: weight (out, C, K), bias (out,), x (N, C, L), as PyTorch's. The rest is `Convolution`'s."""
+    """A convolution over sequences: weight (out, C, K), bias (out,), x (N, C, L), as in PyTorch."""
 
     weight: Annotated[Array, "out C width"]
     bias: Annotated[Array | None, "out"] = None
 
 
 class Conv2d(Convolution):
-    """Over images: weight (out, C, KH, KW), bias (out,), x (N, C, H, W), as PyTorch's. The rest is `Convolution`'s."""
+    """A convolution over images: weight (out, C, KH, KW), bias (out,), x (N, C, H, W), as in PyTorch."""
 
     weight: Annotated[Array, "out C height width"]
     bias: Annotated[Array | None, "out"] = None
 
 
 def _each_axis(name: str, value: Any, kernel: Ints, at_least: int) -> Ints:
-    """Return one integer for each axis of a kernel: from a number for all of them, or from as many."""
+    """Return one integer per axis of a kernel, given one for all axes or one for each."""
     values = tuple(value) if isinstance(value, (tuple, list)) else (value,) * len(kernel)
     if len(values) != len(kernel):
         raise ValueError(f"{name} must be an integer or {len(kernel)} of them, got {value!r}")
@@ -167,7 +167,7 @@ def _each_axis(name: str, value: Any, kernel: Ints, at_least: int) -> Ints:
 
 
 def _check_image(layer: Convolution, x: Array) -> None:
-    """Require an input (N, in, *sizes), and a kernel that is no larger than the padded image."""
+    """Require an input (N, in, *sizes), and a kernel that fits into the padded image."""
     check_array("x", x, like=layer.weight)
     shape, weight = tuple(x.shape), layer.weight.shape
     if len(shape) != len(weight) or shape[1] != weight[1]:

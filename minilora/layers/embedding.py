@@ -6,15 +6,15 @@ in column i_n. On these rows a table W (V, dim) is a linear layer without a bias
     y_nj = sum_v X_nv W_vj      y = X W         (emb.1)    (N, V) -> (N, dim)      row n of y is row i_n of W
     dW_vj = sum_n X_nv dy_nj    dW = X^T dy     (emb.2)    (V, dim)                row n of dy is added to row i_n of dW
 
-So no product needs X: the first gathers rows, the second scatters them. Ids that repeat add up. An id is no real
-number, so there is no dx.
+So neither product needs X: the first gathers rows, the second scatters them. Repeated ids accumulate. An id is not a
+real number, so there is no dx.
 
-LoRA asks for the same two products. Its factors are A (r, V) and B (dim, r), and (1) and (5) of `minilora.lora` become
+LoRA needs the same two products. Its factors are A (r, V) and B (dim, r), and (1) and (5) of `minilora.lora` become
 
     h_nk = A_k,i_n                                         column i_n of A
     dA_kv = sum of dh_nk over the n with i_n = v           row n of dh is added to column i_n of dA
 
-`OneHot` stands for X: it gathers and scatters where a matrix would multiply, so `LoRALinear` takes it as it is.
+`OneHot` stands for X: it gathers and scatters where a matrix would multiply, so `LoRALinear` accepts it unchanged.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ from ..linear import Linear
 
 
 class OneHot:
-    """The rows X (..., V), known by their ids alone. It has what `Linear` and `LoRA` do with rows: two products."""
+    """The rows X (..., V), represented by their ids, with the two products that `Linear` and `LoRA` need."""
 
-    __array_ufunc__ = None  # so that NumPy and CuPy leave `array @ self` to this class
+    __array_ufunc__ = None  # makes NumPy and CuPy leave `array @ self` to this class
 
     def __init__(self, ids: Array, width: int, like: Array) -> None:
         self.ids, self.like, self.dtype, self.shape = ids, like, like.dtype, (*ids.shape, width)
 
     def reshape(self, *shape: int) -> OneHot:
-        """Return the same rows under other leading axes."""
+        """Return the same rows with other leading axes."""
         return OneHot(self.ids.reshape(shape[:-1]), self.shape[-1], self.like)
 
     def __matmul__(self, matrix: Array) -> Array:  # (..., V) @ (V, n) -> (..., n)
@@ -51,12 +51,12 @@ class OneHot:
 
 @dataclass(eq=False, repr=False)
 class Embedding(Layer):
-    """A table of vectors, looked up by id. It keeps the array that it is given; training changes it in place."""
+    """A table of vectors, looked up by id. It stores the given array without copying; training changes it in place."""
 
     weight: Annotated[Array, "V dim"]
 
     def forward(self, x: Array) -> tuple[Array, Cache]:  # (...) ids -> (..., dim)
-        """Return y and the cache. Ids that are no integers from 0 to V - 1 are refused (on a GPU, not looked at)."""
+        """Return y and the cache. Ids must be integers from 0 to V - 1 (not checked on a GPU)."""
         X = self.to_rows(x)
         y = X @ self.weight  # eq. (emb.1)
         return y, (None if self.frozen else X,)
@@ -70,7 +70,7 @@ class Embedding(Layer):
         add_at(dW, X.ids.reshape(-1), rows(dy))  # eq. (emb.2)
         return None, {"weight": dW}
 
-    # --- as a linear layer on rewritten inputs: what an adapter asks for (`minilora.variants.adapter`) ---
+    # --- as a linear layer on rows, for adapters (`minilora.variants.adapter`) ---
 
     def to_rows(self, x: Array) -> OneHot:  # (...) ids -> (..., V)
         """Return the ids as one-hot rows."""
@@ -83,11 +83,11 @@ class Embedding(Layer):
     kernel: ClassVar[tuple[int, ...]] = ()
 
     def from_rows(self, y: Array, shape: tuple[int, ...]) -> Array:  # (..., dim) -> (..., dim)
-        """Return the output as it is."""
+        """Return the output unchanged."""
         return y
 
     def from_rows_adjoint(self, dy: Array) -> Array:  # (..., dim) -> (..., dim)
-        """Return dy as it is."""
+        """Return dy unchanged."""
         return dy
 
     def as_linear(self) -> Linear:

@@ -3,7 +3,7 @@
 An expert is the gated MLP of `minilora.layers.gated`, with both of its first weights in one, W_gu (2 m, d):
 c = x W_gu^T, whose first m entries are a and whose last m are b, z = f(a) b by (gate.1), and o = z W_d^T.
 
-Rows stand in the experts' order, so that each weight is one product of matrices: see `minilora.layers.stacked`.
+Rows are sorted by expert, so that each weight needs one matrix product: see `minilora.layers.stacked`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .gated import gate
 
 @dataclass(eq=False, repr=False)
 class Experts(Layer):
-    """E gated MLPs of one size, on rows that stand in the experts' order."""
+    """E gated MLPs of one size, on rows sorted by expert."""
 
     gate_up_proj: Annotated[Any, "in -> 2m"]
     down_proj: Annotated[Any, "m -> in"]
@@ -39,7 +39,7 @@ class Experts(Layer):
             )
 
     def forward(self, x: Array, counts: Sequence[int] | None = None) -> tuple[Array, Cache]:  # (R, d) -> (R, d)
-        """Return o, of `counts` rows of each expert, and a cache with p and u of the gate."""
+        """Return o for `counts` rows of each expert, and a cache with the gate's p and u."""
         c, c_cache = self.gate_up_proj.forward(x, counts)
         z, p, u = self.gated(c)
         o, o_cache = self.down_proj.forward(z, counts)
@@ -55,7 +55,7 @@ class Experts(Layer):
         below = need_dx or trains(self.gate_up_proj)
         dz, o_grads = self.down_proj.backward(dy, o_cache, need_dx=below)
         grads = nest("down_proj", o_grads)
-        if dz is None:  # nothing below asks
+        if dz is None:  # no lower layer trains, and the caller needs no dx
             return None, grads
         xp = backend_of(dz).xp
         dc = xp.empty((len(dz), 2 * dz.shape[1]), dz.dtype)

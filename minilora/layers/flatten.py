@@ -1,9 +1,9 @@
-"""Flatten makes each image a row, between a convolution and a linear layer.
+"""Flatten: each image becomes a row, between a convolution and a linear layer.
 
     y_n,(chw) = x_nchw          (flat.1)    (N, C, ...) -> (N, C * ...)
     dx_nchw = dy_n,(chw)        (flat.2)    every entry keeps its gradient
 
-The layer has nothing to train.
+The layer has no trainable arrays.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from ..layer import Cache, Layer
 
 
 class Flatten(Layer):
-    """All axes but the first become one."""
+    """Joins all axes except the first into one."""
 
     takes = "..."
 

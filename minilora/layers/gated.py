@@ -1,4 +1,4 @@
-"""The gated MLP: one linear layer decides how much of another passes.
+"""The gated MLP: one linear layer gates the output of another.
 
     a = x W_a^T,   b = x W_b^T        gate_proj, up_proj        (N, d) -> (N, m)
     z = f(a) b                        (gate.1)                  (N, m)       f is SiLU, entry by entry
@@ -10,7 +10,7 @@ z is a product of entries, so each factor's gradient is dz times the other facto
     db = dz u                         (gate.3)                  (N, m)       u = f(a)
     dx = da W_a + db W_b              (gate.4)                  (N, d)       x is read twice
 
-f is computed once: the forward keeps p and u, and neither a nor b.
+f is computed once: the forward keeps p and u instead of a and b.
 
 Source: Shazeer, "GLU Variants Improve Transformer", arXiv 2002.05202.
 """
@@ -27,7 +27,7 @@ from .activation import SiLU
 
 @dataclass(eq=False, repr=False)
 class GatedMLP(Layer):
-    """Three linear layers, which an adapter can stand beside, and SiLU."""
+    """Three linear layers, which can have adapters, with SiLU."""
 
     gate_proj: Annotated[Layer, "in -> m"]
     up_proj: Annotated[Layer, "in -> m"]
@@ -55,7 +55,7 @@ class GatedMLP(Layer):
         below = need_dx or trains(self.gate_proj, self.up_proj)
         dz, y_grads = self.down_proj.backward(rows(dy), y_cache, need_dx=below)
         grads = nest("down_proj", y_grads)
-        if dz is None:  # nothing below asks
+        if dz is None:  # no lower layer trains, and the caller needs no dx
             return None, grads
         da = dz * p  # eq. (gate.2)
         db = dz * u  # eq. (gate.3)
@@ -67,7 +67,7 @@ class GatedMLP(Layer):
 
 
 def gate(f: Layer, a: Array, b: Array) -> tuple[Array, Array, Array]:  # (N, m) each
-    """Return z, of an activation f, and its slopes by a and by b: p and u."""
+    """Return z for an activation f, and its slopes with respect to a and b: p and u."""
     u, u_cache = f.forward(a)
     z = u * b  # eq. (gate.1)
     p, _ = f.backward(b, u_cache)

@@ -1,28 +1,28 @@
-"""A mixture of experts: each row goes through the K of E gated MLPs that a router keeps for it.
+"""A mixture of experts: each row passes through K of E gated MLPs, which a router chooses.
 
-Row n of x goes through its K kept experts, and y_n is the sum of what they give, o_nk = expert e of x_n,
-weighted by the router's g:
+Row n of x passes through its K chosen experts, and y_n is the sum of their outputs, o_nk = expert e of x_n, weighted by
+the router's g:
 
     y_n = sum_k g_nk o_nk                          (moe.8)     (N, d)
 
-g and o both depend on what trains, so each has a gradient, the other one times dy:
+Both g and o depend on trainable arrays, so each has a gradient, the other one times dy:
 
     dg_nk = sum_i dy_ni o_nki                      (moe.9)     (N, K)
     do_nk = g_nk dy_n                              (moe.10)    (N, K, d)
     dx_n = sum_k dx_nk + what the router returns               (N, d)       x is read by K experts and by the router
 
-THE ROWS of an expert are gathered first, so that each weight is one product of matrices, see `minilora.layers.stacked`.
-A row meets an expert at most once, and the K rows of the sum come back by the inverse of the order that gathered them.
+THE ROWS of an expert are gathered first, so that each weight needs one matrix product, see `minilora.layers.stacked`.
+A row meets an expert at most once, and the inverse of the gathering order restores the K rows of the sum.
 
-A SHARED EXPERT (Qwen2-MoE) is one more gated MLP, s_n = shared(x_n), through which each row goes, as far as a gate of
-its own lets it, of one output t_n = x_n w^T:
+A SHARED EXPERT (Qwen2-MoE) is one more gated MLP, s_n = shared(x_n), for all rows. Its own gate, with one output
+t_n = x_n w^T, scales it:
 
     y_n = routed_n + q_n s_n                       (moe.11)    (N, d)       q_n = 1/(1 + e^-t_n)
     ds_n = q_n dy_n                                (moe.12)    (N, d)
     dt_n = q_n (1 - q_n) sum_i dy_ni s_ni          (moe.13)    (N, 1)
 
-How many rows each expert has must be known on the host before its products can be asked for: on a GPU each forward of a
-mixture waits once, and no backward does.
+The number of rows of each expert must be known on the host before its products can be launched: on a GPU each forward
+of a mixture waits once, and no backward does.
 
 Sources: Shazeer et al., "Outrageously Large Neural Networks", arXiv 1701.06538; Jiang et al., "Mixtral of Experts",
 arXiv 2401.04088; the names are those of transformers.
@@ -44,7 +44,7 @@ from .router import Router, rows_per_expert
 
 @dataclass(eq=False, repr=False)
 class MixtureOfExperts(Layer):
-    """A router and its experts, and perhaps one that all rows share: what stands in the place of a decoder's MLP."""
+    """A router with its experts and optionally a shared one, which replace a decoder's MLP."""
 
     gate: Annotated[Router, "in -> K"]
     experts: Annotated[Experts, "in -> in"]
@@ -101,7 +101,7 @@ class MixtureOfExperts(Layer):
         return None if dx is None else dx.reshape(dy.shape), grads
 
     def _shared_backward(self, dy: Array, cache: Cache, *, need_dx: bool) -> tuple[Array | None, dict[str, Array]]:
-        """Return what the shared expert and its gate add to dx, and their gradients."""
+        """Return the shared expert's and its gate's part of dx, and their gradients."""
         s_cache, t_cache, s, q = cache
         ds = q * dy  # eq. (moe.12)
         dt = q * (1 - q) * inner(dy, s)  # eq. (moe.13)
@@ -114,11 +114,11 @@ class MixtureOfExperts(Layer):
 def sort_by_expert(
     choice: Array, experts: int
 ) -> tuple[Array, Array, list[int]]:  # (N, K) -> (N K,), (N K,), E numbers
-    """Return the order that puts the N K pairs of a row and a kept expert by expert, its inverse, and their counts.
+    """Return the order that sorts the N K pairs of a row and an expert by expert, its inverse, and the experts' counts.
 
-    Pair i is of row i // K. Within an expert rows keep their order.
+    Pair i belongs to row i // K. Rows of one expert keep their order.
     """
     backend, pairs = backend_of(choice), choice.reshape(-1)
     order = backend.xp.argsort(pairs, kind="stable")
-    counts = backend.to_numpy(rows_per_expert(choice, experts))  # a GPU is waited for here
+    counts = backend.to_numpy(rows_per_expert(choice, experts))  # this waits for a GPU
     return order, backend.xp.argsort(order, kind="stable"), counts.tolist()

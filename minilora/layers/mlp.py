@@ -1,10 +1,10 @@
-"""Layers one after another, and the first model made of them: the chain rule along a list.
+"""Sequences of layers, and the MLP: the chain rule along a list.
 
     x_0 = x,    x_i = f_i(x_{i-1})                     (seq.1)     y = x_n
     dx_{i-1}, grads_i = backward of f_i at dx_i        (seq.2)     dx_n = dy, from the last layer to the first
 
-What arrives at a layer as dy is what the layer above it returned as dx. Below the lowest layer that trains nobody asks
-for dx, so the walk down stops there.
+The dy of a layer is the dx of the layer above. Below the lowest layer that trains no dx is needed, so the backward
+stops there.
 
 The first model is two linear layers with an activation between them. Nothing new is derived:
 
@@ -12,7 +12,7 @@ The first model is two linear layers with an activation between them. Nothing ne
     a = f(h)               (N, hidden) -> (N, hidden)
     y = a W2^T + b2        (N, hidden) -> (N, out)
 
-LoRA goes beside either linear layer, by its path: ``adapt(mlp, ["fc1"], rank=4, alpha=8, rng=rng)``.
+Either linear layer can have an adapter, by its path: ``adapt(mlp, ["fc1"], rank=4, alpha=8, rng=rng)``.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from typing import Any
 import numpy as np
 
 from ..backend import Backend
-from ..checks import Array, check_choice, check_instance, check_start
+from ..checks import Array, check_choice, check_instance, check_layer
 from ..layer import Cache, Layer, members, nest, trains
 from ..linear import Linear
 from .activation import ACTIVATIONS
 
 
 class Sequential(Layer):
-    """Named layers, applied in the order in which they are given: ``Sequential(fc1=..., act=ReLU(), fc2=...)``."""
+    """Named layers, applied in the given order: ``Sequential(fc1=..., act=ReLU(), fc2=...)``."""
 
     def __init__(self, *unnamed: Layer, **layers: Layer) -> None:
         if unnamed:
@@ -48,7 +48,7 @@ class Sequential(Layer):
         return {name: part for name, part in members(self) if isinstance(part, Layer)}
 
     def forward(self, x: Array) -> tuple[Array, Cache]:
-        """Return what the last layer makes of it, and a cache with theirs."""
+        """Return the last layer's output, and a cache with the layers' caches."""
         caches = []
         for layer in self.children.values():
             x, cache = layer.forward(x)  # eq. (seq.1)
@@ -73,7 +73,7 @@ class Sequential(Layer):
 class MLP(Sequential):
     """``fc1``, ``act`` and ``fc2``, in this order."""
 
-    fc1: Any  # a Linear, or what `adapt` puts in its place
+    fc1: Any  # a Linear, or its replacement by `adapt`
     act: Layer
     fc2: Any
 
@@ -82,11 +82,11 @@ class MLP(Sequential):
         cls, in_features: int, hidden_features: int, out_features: int, *, activation: str = "relu",
         rng: np.random.Generator, dtype: Any = "float32", backend: Backend | None = None,
     ) -> MLP:  # fmt: skip
-        """Start both layers as `Linear.init` does, with "relu", "tanh" or "silu" between them.
+        """Initialise both layers like `Linear.init`, with "relu", "tanh" or "silu" between them.
 
         A width below 1, an unknown activation and an argument of another type are a ValueError or a TypeError.
         """
-        check_start(rng, dtype, in_features=in_features, hidden_features=hidden_features, out_features=out_features)
+        check_layer(rng, dtype, in_features=in_features, hidden_features=hidden_features, out_features=out_features)
         act = ACTIVATIONS[check_choice("activation", activation, ACTIVATIONS)]()
         fc1 = Linear.init(in_features, hidden_features, rng=rng, dtype=dtype, backend=backend)
         fc2 = Linear.init(hidden_features, out_features, rng=rng, dtype=dtype, backend=backend)

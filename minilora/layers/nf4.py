@@ -1,4 +1,4 @@
-"""NF4: a weight in four bits, as the base of QLoRA is kept.
+"""NF4: weights in four bits, as in the base of QLoRA.
 
 Four bits tell 16 numbers apart. Which 16? A trained weight matrix looks like draws from a normal distribution, so the
 numbers are chosen such that each stands for about as many weights as any other: quantiles of the normal distribution.
@@ -60,11 +60,11 @@ from ..backend import backend_of, check_finite
 from ..checks import (
     Array,
     check_array,
-    check_count,
     check_float_dtype,
     check_integer,
     check_kind,
     check_library,
+    check_not_empty,
     check_shape,
     dtype_name,
 )
@@ -78,13 +78,13 @@ NF4 = np.array(
     ],
     np.float32,
 )  # fmt: skip
-"""The code book as published, (16,) float32: files need these numbers. `code_book` derives them, to 2e-7."""
+"""The published code book, (16,) float32, which files require. `code_book` derives it up to 2e-7."""
 
 SCALES_IN_A_BLOCK = 256
 
 
 def code_book(levels: int = 16) -> list[float]:
-    """Return the code book from the normal distribution alone, from -1 to 1; of another even number of levels likewise.
+    """Derive a code book from -1 to 1 from the normal distribution, with any even number of levels.
 
     Fewer than 4 levels, or an odd number, are a ValueError.
     """
@@ -102,7 +102,7 @@ def code_book(levels: int = 16) -> list[float]:
 
 
 def quantize_nf4(weight: Array, *, block_size: int = 64) -> tuple[Array, Array]:
-    """Return a weight's codes, two in a byte, and the scale of each block.
+    """Return a weight's codes, two per byte, and the scale of each block.
 
     Parameters
     ----------
@@ -125,7 +125,7 @@ def quantize_nf4(weight: Array, *, block_size: int = 64) -> tuple[Array, Array]:
     """
     check_array("weight", weight)
     check_float_dtype("weight's dtype", weight.dtype)
-    count, block_size = check_count("weight", weight), check_block_size(block_size)
+    count, block_size = check_not_empty("weight", weight), check_block_size(block_size)
     with np.errstate(over="ignore"):
         flat = weight.astype("float32").reshape(-1)
     check_finite(weight=flat)
@@ -139,7 +139,7 @@ def quantize_nf4(weight: Array, *, block_size: int = 64) -> tuple[Array, Array]:
 def dequantize_nf4(
     packed: Array, absmax: Array, shape: tuple[int, ...], *, block_size: int = 64, dtype: Any = "float32"
 ) -> Array:
-    """Return the weight that codes and scales stand for.
+    """Return the weight with these codes and scales.
 
     Parameters
     ----------
@@ -176,7 +176,7 @@ def dequantize_nf4(
 
 
 def quantize_scales(absmax: Array) -> tuple[Array, Array, float]:
-    """Return the scales' codes (blocks,) uint8, the scale of each 256 of them, float32, and their mean."""
+    """Return the scales' codes (blocks,) uint8, the float32 scale of each 256 of them, and their mean."""
     m = absmax.mean()
     blocks = _in_blocks(absmax - m, SCALES_IN_A_BLOCK)
     n = abs(blocks).max(axis=1)  # eq. (nf.7)
@@ -185,7 +185,7 @@ def quantize_scales(absmax: Array) -> tuple[Array, Array, float]:
 
 
 def dequantize_scales(codes: Array, nested_absmax: Array, mean: float) -> Array:
-    """Return the scales (blocks,) float32, from what `quantize_scales` returns."""
+    """Return the scales (blocks,) float32 from the result of `quantize_scales`."""
     xp = backend_of(codes).xp
     d = xp.take(_scale_codes(xp), codes)
     n = xp.repeat(nested_absmax, SCALES_IN_A_BLOCK)[: codes.shape[0]]
@@ -193,7 +193,7 @@ def dequantize_scales(codes: Array, nested_absmax: Array, mean: float) -> Array:
 
 
 def scale_book() -> np.ndarray:  # -> (256,) float32
-    """Return the 256 numbers d_k in order: the middles of 2^i equal steps from 0.1 to 1, times 10^(i - 6).
+    """Return the 256 numbers d_k in order: the midpoints of 2^i equal steps from 0.1 to 1, times 10^(i - 6).
 
     Each step is rounded as torch's ``linspace`` does it, half of them counted from either end, so that the numbers are
     those of bitsandbytes to the last bit.
@@ -210,12 +210,12 @@ def scale_book() -> np.ndarray:  # -> (256,) float32
 _BETWEEN = (NF4[:-1] + NF4[1:]) / 2
 _SCALE_BOOK = scale_book()
 _BETWEEN_SCALES = (_SCALE_BOOK[:-1] + _SCALE_BOOK[1:]) / 2
-"""Half way between neighbours. What lies below the first has the first code, and so on; a tie takes the lower."""
+"""The midpoints between neighbours: numbers below the first have the first code, and so on; a tie takes the lower."""
 
 
 @cache
 def _pairs(xp: Any) -> Array:  # -> (256,) complex64
-    """Return for each byte its two weights side by side: as one complex number, so that one look-up finds both."""
+    """Return each byte's two weights as one complex number, so that one look-up finds both."""
     byte = np.arange(256)
     return xp.asarray(np.stack([NF4[byte >> 4], NF4[byte & 15]], axis=1).view("complex64").ravel())
 
@@ -226,20 +226,20 @@ def _scale_codes(xp: Any) -> Array:
 
 
 def _nearest(between: np.ndarray, numbers: Array) -> Array:  # -> (n,) uint8
-    """Return which of the sorted numbers, between which `between` lie, is nearest each."""
+    """Return the index of the nearest of the sorted numbers with midpoints `between`."""
     xp = backend_of(numbers).xp
     return xp.searchsorted(xp.asarray(between), numbers.reshape(-1)).astype("uint8")
 
 
 def _in_blocks(flat: Array, size: int) -> Array:  # (n,) -> (ceil(n / size), size)
-    """Return the numbers in rows of one size, the last one filled up with zeros."""
+    """Return the numbers in rows of one size, the last one padded with zeros."""
     xp, missing = backend_of(flat).xp, -flat.shape[0] % size
     padded = xp.concatenate([flat, xp.zeros(missing, dtype=flat.dtype)]) if missing else flat
     return padded.reshape(-1, size)
 
 
 def _scaled(blocks: Array, largest: Array, *, shorter: bool) -> Array:
-    """Return each row divided by its largest: times its inverse, as in bitsandbytes, but where a block is shorter."""
+    """Return each row divided by its largest magnitude; like bitsandbytes, full blocks multiply by its inverse."""
     xp = backend_of(blocks).xp
     safe = xp.where(largest < np.finfo(np.float32).tiny, 1, largest).astype("float32")[:, None]
     scaled = blocks * (1 / safe)
@@ -249,7 +249,7 @@ def _scaled(blocks: Array, largest: Array, *, shorter: bool) -> Array:
 
 
 def check_block_size(value: Any) -> int:
-    """Return a number of weights as an int: a power of two from 32 up, so that a block is whole bytes."""
+    """Return a block size as an int: a power of two, at least 32, so that a block is whole bytes."""
     size = check_integer("block_size", value, at_least=32)
     if size & (size - 1):
         raise ValueError(f"block_size must be a power of two, got {size}")
@@ -257,7 +257,7 @@ def check_block_size(value: Any) -> int:
 
 
 def check_stored(name: str, value: Any, dtype: str, count: int, like: Array) -> None:
-    """Require an array (count,) of a dtype, of the library of `like`: NumPy would broadcast or fill fewer."""
+    """Require an array (count,) with this dtype and the library of `like`; NumPy would broadcast a shorter one."""
     check_kind(name, value)
     check_library(name, value, like, "packed")
     if dtype_name(value) != dtype:

@@ -29,7 +29,7 @@ from ..layer import Cache, Layer, inner, rows
 
 @dataclass(eq=False, repr=False)
 class RMSNorm(Layer):
-    """Rows of one length, times a weight. It keeps the array that it is given; training changes it in place."""
+    """Rows divided by their root mean square, times a weight. Training changes the given array in place."""
 
     weight: Annotated[Array, "in"]  # (d,)
     eps: Annotated[float, "> 0"] = 1e-6  # inside the root

@@ -1,4 +1,4 @@
-"""A frozen linear layer that keeps codes instead of its weight: the base of QLoRA.
+"""Frozen linear layers with a quantised weight, such as the base of QLoRA.
 
 The layer computes as `Linear` does, by (7) and (10). It keeps bytes and scales, and makes W from them in each forward
 and once more in each backward; between the two no W is kept. W is made whole: on widths from 576 to 4096, some rows of
@@ -33,7 +33,7 @@ from .nf4 import (
 
 
 class FrozenQuantizedLinear(Linear):
-    """A frozen linear layer that keeps codes in place of its weight. A subclass makes the weight from them."""
+    """A frozen linear layer that stores codes instead of its weight. A subclass decodes them."""
 
     like: Array  # (0,), in the dtype and the library that the layer computes in
     bias: Array | None = None  # (out,), of that dtype
@@ -55,7 +55,7 @@ class FrozenQuantizedLinear(Linear):
 
     @property
     def frozen(self) -> bool:
-        """True, always: a code has no gradient."""
+        """Always True, since codes have no gradient."""
         return True
 
     @frozen.setter
@@ -64,11 +64,11 @@ class FrozenQuantizedLinear(Linear):
             raise ValueError(f"a {type(self).__name__} cannot train: put an adapter beside it, or dequantize() it")
 
     def trainable(self) -> dict[str, Array]:
-        """Return nothing."""
+        """Return an empty dict."""
         return {}
 
     def parameter_counts(self) -> dict[int, int]:
-        """Return how many numbers the layer stands for: those of its weight, and not its bytes."""
+        """Return the parameter counts of weight and bias, not the number of stored codes."""
         return {id(self): math.prod(self.shape)} | ({} if self.bias is None else {id(self.bias): self.bias.size})
 
     def with_bias(self, bias: Array | None) -> FrozenQuantizedLinear:
@@ -78,11 +78,11 @@ class FrozenQuantizedLinear(Linear):
         return new
 
     def encode(self, linear: Linear) -> FrozenQuantizedLinear:
-        """Return another layer in this one's format."""
+        """Return another layer quantised in this layer's format."""
         raise ValueError(f"a {type(self).__name__} is read from files, and nothing is written in its format")
 
     def dequantize(self) -> Linear:
-        """Return one new `Linear` with the weight that this layer computes with. Nothing is shared."""
+        """Return a new `Linear` with the decoded weight. Nothing is shared."""
         return Linear(self.weight, None if self.bias is None else self.bias.copy())
 
 
@@ -91,13 +91,13 @@ CodedLinear = FrozenQuantizedLinear
 
 
 class QuantizedLinear(FrozenQuantizedLinear):
-    """A frozen linear layer in NF4. It keeps the arrays that it is given."""
+    """A frozen linear layer in NF4. It stores the given arrays without copying."""
 
     def __init__(
         self, packed: Array, absmax: Array, shape: tuple[int, ...], bias: Array | None = None, *, block_size: int = 64,
         nested_absmax: Array | None = None, mean: float = 0.0, dtype: Any = "float32",
     ) -> None:  # fmt: skip
-        """Keep codes (`packed`), two in a byte, and scales.
+        """Take codes (`packed`), two per byte, and scales.
 
         `absmax` are the scales in float32; with `nested_absmax` and `mean` their codes, as `quantize_scales` returns
         the three. `dtype` is what the layer computes in.
@@ -122,12 +122,12 @@ class QuantizedLinear(FrozenQuantizedLinear):
         return dequantize_nf4(self.packed, absmax, self.shape, block_size=self.block_size, dtype=self.like.dtype)
 
     def encode(self, linear: Linear) -> QuantizedLinear:
-        """Return another layer in NF4, with the block size of this one, its scales quantised as here."""
+        """Return another layer in NF4, with this layer's block size and quantisation of scales."""
         return self.from_linear(linear, block_size=self.block_size, double_quant=self.nested_absmax is not None)
 
     @classmethod
     def from_linear(cls, linear: Linear, *, block_size: int = 64, double_quant: bool = True) -> QuantizedLinear:
-        """Quantise a trained layer, which stays as it is. The bias is shared, and so are dtype and library.
+        """Quantise a trained layer, which does not change. The bias is shared; dtype and library stay the same.
 
         `block_size` is as in `quantize_nf4`, with the same errors; `double_quant` says whether the scales are quantised
         too. A layer that is quantised already is a ValueError.

@@ -1,8 +1,8 @@
-"""Rotary positions: turn pairs of entries by an angle that grows with the row's position.
+"""Rotary positions: rotate pairs of entries by an angle that grows with the row's position.
 
-A query at position t and a key at position u should meet in a way that depends on t - u alone. Turn each by an angle in
-proportion to its position, and their product does. A row of D entries is D/2 pairs. Pair j of the row at position t,
-(x_tj, x_t,j+D/2), turns by the angle a_tj = t f_j:
+The product of a query at position t and a key at position u should depend only on t - u. It does if each is rotated by
+an angle proportional to its position. A row of D entries is D/2 pairs. Pair j of the row at position t,
+(x_tj, x_t,j+D/2), is rotated by the angle a_tj = t f_j:
 
     f_j = base^(-2j/D)                                     (rope.1)    j = 0 ... D/2 - 1
     y_tj      = x_tj cos a_tj - x_t,j+D/2 sin a_tj         (rope.2)    (..., T, D) -> (..., T, D)
@@ -10,7 +10,7 @@ proportion to its position, and their product does. A row of D entries is D/2 pa
 
 A rotation is an orthogonal matrix R: the gradient at its input, R^T dy, is the rotation back, by the angles -a:
 
-    dx = dy turned by -a                                   (rope.4)    (..., T, D)
+    dx = dy rotated by -a                                  (rope.4)    (..., T, D)
 
 Two pairings are in use. Here, as in transformers, the first half of a row pairs with the second half: "halves". The
 paper, Meta's own files and GGUF files of Llama models pair neighbours, 2j with 2j+1: "interleaved". They differ only in
@@ -35,7 +35,7 @@ from ..layer import Cache, Layer
 
 @dataclass(eq=False, repr=False)
 class Rotary(Layer):
-    """The rotation of rows by position. It trains nothing: its frequencies are numbers, one for each pair."""
+    """The rotation of rows by position. It has no trainable arrays: its frequencies are numbers, one for each pair."""
 
     frequencies: tuple[float, ...]  # f_j, D/2 of them
 
@@ -46,7 +46,7 @@ class Rotary(Layer):
         self.frequencies = check_frequencies(self.frequencies)
 
     def forward(self, x: Array, start: int = 0) -> tuple[Array, Cache]:  # (..., T, D) -> (..., T, D)
-        """Return y and the cache. The rows stand at the positions `start`, `start` + 1, ..."""
+        """Return y and the cache. The rows are at the positions `start`, `start` + 1, ..."""
         y = rotate(x, *self.angles(x, start))
         return y, (start,)
 
@@ -66,7 +66,7 @@ class Rotary(Layer):
 
 
 def rotate(x: Array, cos: Array, sin: Array) -> Array:  # (..., T, D) -> (..., T, D)
-    """Turn each pair, first half with second half, by the angle of these cosines and sines."""
+    """Rotate each pair, first half with second half, by the angle with these cosines and sines."""
     half = cos.shape[-1]
     x1, x2 = x[..., :half], x[..., half:]
     y = backend_of(x).xp.empty_like(x, order="C")
@@ -76,7 +76,7 @@ def rotate(x: Array, cos: Array, sin: Array) -> Array:  # (..., T, D) -> (..., T
 
 
 def frequencies(width: int, base: float) -> tuple[float, ...]:
-    """Return the frequencies of a row of `width` entries: from 1, one radian a position, down to nearly 1/base."""
+    """Return the frequencies for rows of `width` entries: from 1, one radian per position, down to nearly 1/base."""
     return tuple(base ** (-2 * j / width) for j in range(width // 2))  # eq. (rope.1)
 
 
@@ -87,12 +87,12 @@ def halves_from_interleaved(weight: Array, width: int) -> Array:  # (heads * D, 
 
 
 def interleaved_from_halves(weight: Array, width: int) -> Array:  # (heads * D, in) -> (heads * D, in)
-    """Reorder them the other way: j, j + D/2 become neighbours."""
+    """Undo `halves_from_interleaved`: j, j + D/2 become neighbours."""
     halves = weight.reshape(-1, 2, width // 2, *weight.shape[1:])
     return halves.swapaxes(1, 2).reshape(weight.shape)
 
 
-@lru_cache(maxsize=8)  # every layer of a model asks for the same angles
+@lru_cache(maxsize=8)  # every layer of a model uses the same angles
 def _angles(frequencies: tuple[float, ...], start: int, length: int, dtype: str, backend: Backend) -> tuple[Array, ...]:
     """Return cosines and sines (length, D/2), computed in float64 and rounded once."""
     angles = np.outer(np.arange(start, start + length), frequencies)
@@ -100,7 +100,7 @@ def _angles(frequencies: tuple[float, ...], start: int, length: int, dtype: str,
 
 
 def check_frequencies(frequencies: Any) -> tuple[float, ...]:
-    """Return the frequencies of rotations as floats, at least one."""
+    """Return the frequencies of rotations as floats; at least one is required."""
     if not isinstance(frequencies, (tuple, list)) or not frequencies:
         raise ValueError(f"frequencies must be a tuple of one number or more, got {frequencies!r}")
     return tuple(check_number(f"frequencies[{j}]", f, above=0, or_equal=True) for j, f in enumerate(frequencies))

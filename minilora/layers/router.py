@@ -1,15 +1,15 @@
-"""A router chooses the K of E experts that each row goes through, with a weight for each.
+"""The router of a mixture, which chooses K of E experts for each row, with weights.
 
     l_ne = sum_i x_ni W_ei                      (moe.1)    (N, d) -> (N, E)      W (E, d), the router's weight
     g_nk = p_ne at the k-th kept expert e       (moe.2)    (N, K)                p = softmax of row n of l over S
 
-S is all experts, or the kept ones alone (`norm_topk_prob`). The second is also called renormalised: among the kept,
-p_e / sum_j p_j = exp(l_e) / sum_j exp(l_j), whatever the sum over all was. So the two differ in S and in nothing else.
+S is all experts, or only the kept ones (`norm_topk_prob`). The second is also called renormalised: among the kept,
+p_e / sum_j p_j = exp(l_e) / sum_j exp(l_j), whatever the sum over all was. So the two differ only in S.
 
-WHICH experts are kept is a step function of l. A small change of l changes it nowhere but where two scores are equal,
-so its derivative is zero where it exists: the choice is a constant, and l acts on the loss through g alone. Of equal
-scores, the expert with the lower number is kept, as a stable sort leaves them. (Others leave that open: torch.topk
-keeps now the first ones, now the last ones.) Backward, dp is dg at the kept experts and zero at the others. From there
+WHICH experts are kept is a step function of l. A small change of l changes it only where two scores are equal, so its
+derivative is zero where it exists: the choice is a constant, and l acts on the loss only through g. Among equal scores,
+the expert with the lower number is kept, as in a stable sort. (Other programs leave that open: torch.topk may keep the
+first ones or the last ones.) Backward, dp is dg at the kept experts and zero at the others. From there
 it is the softmax of attention, (att.6), with the sum over S:
 
     dl_ne = p_ne (dp_ne - sum_j p_nj dp_nj)     (moe.3)    (N, E)                p is 0 outside of S, and so is dl
@@ -18,14 +18,14 @@ it is the softmax of attention, (att.6), with the sum over S:
 Two consequences. With one kept expert and S the kept ones, g is 1 whatever l is, and the router has no gradient at all.
 With S all experts, each row of W has a gradient, also that of an expert which no row keeps.
 
-THE BALANCE. A router that always keeps the same experts wastes the others. Of f_e, the part of the rows that keeps
-expert e, a constant as the choice is, and the softmax p over all experts:
+THE BALANCE. A router that always keeps the same experts wastes the others. Let f_e be the share of the rows that keep
+expert e, a constant like the choice, and p the softmax over all experts:
 
     loss = E sum_e f_e mean_n p_ne              (moe.14)
     dp_ne = E f_e / N                           (moe.15)   (N, E)                then dl by (moe.3)
 
-It is K where all are kept equally often or have equal p, and larger where the often kept also have the large p. One
-adds it to a model's loss, times a small number, over the scores of all its layers, one below the other.
+It is K if all experts are kept equally often or have equal p, and larger if frequently kept experts also have large p.
+A small multiple of it is added to a model's loss, over the stacked scores of all layers.
 
 Sources: Shazeer et al., "Outrageously Large Neural Networks", arXiv 1701.06538; Fedus et al., "Switch Transformers",
 arXiv 2101.03961, for the balance; the names are those of transformers.
@@ -45,11 +45,11 @@ from .stacked import StackedLinear
 
 @dataclass(eq=False, repr=False)
 class Router(Layer):
-    """A weight that scores, and a softmax. Its output is how much each row takes of each of its kept experts."""
+    """A linear layer that scores the experts, with a softmax. Its output is each row's weights of its kept experts."""
 
     weight: Annotated[StackedLinear, "in -> E"]  # one weight (E, d)
-    top_k: int  # K, how many experts a row keeps
-    norm_topk_prob: bool = True  # whether S is the kept experts: then a row's K numbers sum to 1
+    top_k: int  # K, the number of experts per row
+    norm_topk_prob: bool = True  # whether S is the kept experts; then a row's K weights sum to 1
 
     takes = "... in"
 
@@ -86,7 +86,7 @@ class Router(Layer):
 
 
 def top_experts(scores: Array, top_k: int) -> Array:  # (N, E) -> (N, K)
-    """Return the numbers of each row's highest scores, the highest first; of equal ones, the lower number first."""
+    """Return the indices of each row's highest scores, the highest first; among equal scores, the lower index first."""
     return backend_of(scores).xp.argsort(-scores.real, axis=1, kind="stable")[:, :top_k]
 
 
@@ -96,12 +96,12 @@ def kept_index(choice: Array) -> tuple[Array, Array]:  # (N, K) -> an index of (
 
 
 def rows_per_expert(choice: Array, experts: int) -> Array:  # (N, K) -> (E,)
-    """Return how many rows keep each expert; `bincount` would make a GPU wait."""
+    """Return the number of rows per expert; `bincount` would make a GPU wait."""
     return (choice.reshape(-1, 1) == backend_of(choice).xp.arange(experts)).sum(axis=0)
 
 
 def masked_to_kept(scores: Array, choice: Array) -> Array:  # (N, E) -> (N, E)
-    """Return the kept experts' scores, and minus infinity elsewhere: of exp there remains 0."""
+    """Return the kept experts' scores, and minus infinity elsewhere, whose exp is 0."""
     xp = backend_of(scores).xp
     masked = xp.full_like(scores, -xp.inf)
     masked[kept_index(choice)] = scores[kept_index(choice)]
@@ -109,25 +109,25 @@ def masked_to_kept(scores: Array, choice: Array) -> Array:  # (N, E) -> (N, E)
 
 
 def softmax_back(p: Array, dp: Array) -> Array:  # (N, E), (N, E) -> (N, E)
-    """Return the gradient at the scores, of that at their softmax."""
+    """Return the gradient with respect to the scores, given that of their softmax."""
     d_scores = p * (dp - inner(p, dp))  # eq. (moe.3)
     return d_scores
 
 
 def balance(scores: Array, top_k: int) -> tuple[Array, Array]:  # (N, E) -> (), (N, E)
-    """Return how unevenly a router spreads its rows, and the gradient at its scores.
+    """Return the load-balancing loss of a router, and its gradient with respect to the scores.
 
     Parameters
     ----------
     scores : array (N, E), float
-        What a router's weight gives, ``router.weight.forward(x)[0]``; of several layers, one below the other.
+        The router's scores, ``router.weight.forward(x)[0]``; those of several layers are stacked.
     top_k : int
-        How many experts a row keeps.
+        The number of experts per row.
 
     Returns
     -------
     loss : array without axes
-        E sum_e f_e mean_n p_ne, as transformers computes it where no position is masked.
+        E sum_e f_e mean_n p_ne, as in transformers without masked positions.
     d_scores : array (N, E)
         Its gradient.
     """

@@ -1,4 +1,4 @@
-"""Linear layers in one parameter: a stack of weights, and rows that each go through one of them.
+"""A stack of linear layers in one parameter; each row passes through one of them.
 
 Libraries keep the weights of all E experts of a layer in one array W (E, out, in). Expert e multiplies its own rows X_e
 (n_e, in) of the input, which stand together, those of expert 0 first:
@@ -28,7 +28,7 @@ from ..layer import Cache, Layer
 
 @dataclass(eq=False, repr=False)
 class StackedLinear(Layer):
-    """E weights in one array. It keeps the array that it is given; training changes it in place."""
+    """E weights in one array. It stores the given array without copying; training changes it in place."""
 
     weight: Array  # (E, out, in), or (out, in) where there is one; float
 
@@ -41,7 +41,7 @@ class StackedLinear(Layer):
             raise ValueError(f"weight has shape {got}, expected (E, out, in) or (out, in), with no empty axis")
 
     def forward(self, x: Array, counts: Sequence[int] | None = None) -> tuple[Array, Cache]:  # (R, in) -> (R, out)
-        """Return y and the cache. Rows come in the experts' order, `counts` of each; all of them where there is one."""
+        """Return y and the cache. Rows are sorted by expert, `counts` of each; a single expert has all rows."""
         counts = check_counts(x, counts, self.experts)
         y = grouped_matmul(x, self.stack, counts)
         return y, (None if self.frozen else x, counts)
@@ -53,12 +53,12 @@ class StackedLinear(Layer):
         return dx, {} if self.frozen else {"": grouped_dw(dy, x, counts).reshape(self.weight.shape)}
 
     def trainable(self) -> dict[str, Array]:
-        """Return the array, under the empty name: in a model it has the layer's own."""
+        """Return the array under the empty name; in a model it has the layer's name."""
         return {} if self.frozen else {"": self.weight}
 
     @property
     def stack(self) -> Array:  # (E, out, in)
-        """The array with its axis of experts, also where there is one."""
+        """The array with its axis of experts, even for a single one."""
         return self.weight if len(self.weight.shape) == 3 else self.weight[None]
 
     experts = property(lambda self: int(self.stack.shape[0]), doc="How many weights there are, E.")
@@ -66,7 +66,7 @@ class StackedLinear(Layer):
 
 
 def grouped_matmul(x: Array, W: Array, counts: Sequence[int], onto: Array | None = None) -> Array:
-    """Return each row times its expert's weight, (R, out) of x (R, in), or add that onto an array."""
+    """Return each row times its expert's weight, (R, out) for x (R, in), or add it onto an array."""
     xp = backend_of(x).xp
     rows = xp.empty((len(x), W.shape[1]), xp.result_type(x, W)) if onto is None else onto
     for e, part in groups(counts):
@@ -79,7 +79,7 @@ def grouped_matmul(x: Array, W: Array, counts: Sequence[int], onto: Array | None
 
 
 def grouped_matmul_dx(dy: Array, W: Array, counts: Sequence[int], onto: Array | None = None) -> Array:
-    """Return each row of dy times its expert's weight, (R, in) of dy (R, out), or add that onto an array."""
+    """Return each row of dy times its expert's weight, (R, in) for dy (R, out), or add it onto an array."""
     xp = backend_of(dy).xp
     rows = xp.empty((len(dy), W.shape[2]), xp.result_type(dy, W)) if onto is None else onto
     for e, part in groups(counts):
@@ -101,7 +101,7 @@ def grouped_dw(dy: Array, x: Array, counts: Sequence[int]) -> Array:  # (R, out)
 
 
 def groups(counts: Sequence[int]) -> Iterator[tuple[int, slice]]:
-    """Yield the experts that have rows, and where those stand."""
+    """Yield the experts with rows, and the slices of these rows."""
     start = 0
     for e, count in enumerate(counts):
         if count:
@@ -110,7 +110,7 @@ def groups(counts: Sequence[int]) -> Iterator[tuple[int, slice]]:
 
 
 def check_counts(x: Array, counts: Sequence[int] | None, experts: int) -> Sequence[int]:
-    """Return how many rows each expert has, all of x."""
+    """Return the number of rows of each expert, which must sum to all of x."""
     if len(x.shape) != 2:
         raise ValueError(f"x has shape {tuple(x.shape)}, expected rows (R, in)")
     if counts is None and experts == 1:

@@ -1,4 +1,4 @@
-"""What became of LoRA: one file, one derivation each.
+"""The variants of LoRA, each with its derivation in its own file.
 
 `adapter` is a LoRA that knows where it stands, also beside embeddings and convolutions; `scaling` has rsLoRA and LoRA+,
 a number each; `pissa` another start; `dora` another layer; `stackedlora` a LoRA for each expert of a mixture; `dropout`

@@ -1,4 +1,4 @@
-"""A LoRA that knows where it stands: beside a linear layer, an embedding or a convolution.
+"""An adapter that knows its kind of layer: a linear layer, an embedding or a convolution.
 
 An embedding is a linear layer on one-hot rows, a convolution one on patches: y = R(z W^T + b) with z = T(x), where T
 rewrites the input and R only arranges rows as an output. An adapter of W is then LoRA, or a variant, on the rows z:
@@ -32,7 +32,7 @@ from ..lora import LoRA, LoRALinear
 from .scaling import scaling
 from .stackedlora import StackedLoRA, StackedLoRALinear
 
-KINDS: dict[str, type[Layer]] = {"linear": Linear, "embedding": Embedding, "conv1d": Conv1d, "conv2d": Conv2d}
+LAYER_KINDS: dict[str, type[Layer]] = {"linear": Linear, "embedding": Embedding, "conv1d": Conv1d, "conv2d": Conv2d}
 
 
 @dataclass(eq=False, repr=False)
@@ -43,13 +43,13 @@ class Adapter(LoRA):
     """
 
     kind: str = "linear"  # or "embedding", "conv1d", "conv2d"
-    kernel: tuple[int, ...] = ()  # its size along each axis, of a convolution
-    use_rslora: bool = False  # whether the scaling is alpha / sqrt(r), and not alpha / r
+    kernel: tuple[int, ...] = ()  # a convolution's kernel sizes
+    use_rslora: bool = False  # whether the scaling is alpha / sqrt(r) instead of alpha / r
     start: LoRA | None = None  # frozen: PiSSA's factors before training
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_choice("kind", self.kind, KINDS)
+        check_choice("kind", self.kind, LAYER_KINDS)
         if not isinstance(self.kernel, tuple):
             raise TypeError(f"kernel must be a tuple of sizes, one for each axis, got {self.kernel!r}")
         self.use_rslora = check_flag("use_rslora", self.use_rslora)
@@ -60,15 +60,15 @@ class Adapter(LoRA):
 
     @property
     def scaling(self) -> float:
-        """The factor s: alpha / r, or alpha / sqrt(r) under rsLoRA."""
+        """The factor s: alpha / r, or alpha / sqrt(r) for rsLoRA."""
         return scaling(self.alpha, self.rank, use_rslora=self.use_rslora)
 
     def over(self, base: Linear) -> Layer:
-        """Return the layer of a base and this adapter. A variant with another layer says so here."""
+        """Return the adapted layer of a base with this adapter. A variant may override it."""
         return LoRALinear(base, self)
 
     def __repr__(self) -> str:
-        """Leave out what is as usual: of a plain adapter, all but the factors and alpha."""
+        """Omit default fields: for a plain adapter, all except the factors and alpha."""
         brief = copy(self)
         for field in fields(self):
             value = getattr(self, field.name)
@@ -79,13 +79,13 @@ class Adapter(LoRA):
 
 @dataclass(eq=False, repr=False)
 class AdaptedRows(Adapted):
-    """A frozen `Embedding`, `Conv1d` or `Conv2d` and the adapter of its matrix. Only the adapter trains."""
+    """A frozen `Embedding`, `Conv1d` or `Conv2d` with an adapter of its matrix. Only the adapter trains."""
 
     base: Embedding | Convolution
     adapter: LoRA
 
     def __post_init__(self) -> None:
-        self.on_rows()  # which requires that they fit
+        self.on_rows()  # this requires that they fit
 
     def forward(self, x: Array) -> tuple[Array, Cache]:
         """Return y and the cache."""
@@ -95,7 +95,7 @@ class AdaptedRows(Adapted):
         return y, (x.shape, cache)
 
     def backward(self, dy: Array, cache: Cache, *, need_dx: bool = True) -> tuple[Array | None, dict[str, Array]]:
-        """Return dx, None for ids, and the gradients of the adapter."""
+        """Return dx (None for ids) and the gradients of the adapter."""
         shape, rows_cache = cache
         layer, du, input_gradient = rows_cache.layer, self.base.from_rows_adjoint(dy), self.base.input_gradient
         _, grads = layer.backward(du, rows_cache, need_dx=False)  # eq. (rw.3)
@@ -105,7 +105,7 @@ class AdaptedRows(Adapted):
         return dx, grads
 
     def on_rows(self) -> Any:
-        """Return the same layer on rows that are rewritten already: base and adapter of the matrix."""
+        """Return the equivalent layer on rows: base and adapter of the matrix."""
         return over(self.base.as_linear(), self.adapter)
 
     def merge(self) -> Embedding | Convolution:
@@ -122,7 +122,7 @@ Rewritten = AdaptedRows
 
 
 def over(base: Any, adapter: Any) -> Layer:
-    """Return the layer of a base and its adapter. A plain `LoRA` may stand there too."""
+    """Return the adapted layer of a base and its adapter, which may be a plain `LoRA`."""
     if isinstance(base, StackedLinear):
         return StackedLoRALinear(base, adapter)
     if not isinstance(base, Linear):
@@ -131,12 +131,12 @@ def over(base: Any, adapter: Any) -> Layer:
 
 
 def place_of(base: Any) -> dict[str, Any]:
-    """Return what an adapter knows of the layer that it stands beside."""
+    """Return the fields of an adapter that describe its layer."""
     if isinstance(base, StackedLinear):
         return {"kind": StackedLoRA.kind}
     return {"kind": kind_of_layer(base) or "linear", "kernel": tuple(getattr(base, "kernel", ()))}
 
 
 def kind_of_layer(layer: Layer | None) -> str | None:
-    """Return the kind of a layer that can take an adapter, and None for others."""
-    return next((kind for kind, cls in KINDS.items() if isinstance(layer, cls)), None)
+    """Return the kind of a layer that can have an adapter, and None for others."""
+    return next((kind for kind, cls in LAYER_KINDS.items() if isinstance(layer, cls)), None)

@@ -1,4 +1,4 @@
-"""DoRA: learn the length of each row of the weight apart from its direction.
+"""DoRA: learn the norm of each row of the weight separately from its direction.
 
 LoRA changes W to V = W + s B A. DoRA keeps the direction of each row of V, and gives it a length m_o of its own:
 
@@ -53,13 +53,13 @@ class DoRAAdapter(Adapter):
         check_choice("dora_norm", self.dora_norm, NORMS)
 
     def over(self, base: Linear) -> DoRA:
-        """Return the layer of a base and this adapter."""
+        """Return the adapted layer of a base with this adapter."""
         return DoRA(base, self)
 
 
 @dataclass(eq=False, repr=False)
 class DoRA(Adapted):
-    """A frozen layer, its adapter, and a magnitude for each output. The adapter's arrays train, and no other."""
+    """A frozen layer with an adapter that has a magnitude for each output. Only the adapter's arrays train."""
 
     base: Annotated[Linear, "in -> out"]
     adapter: Annotated[DoRAAdapter, "in -> out"]
@@ -95,7 +95,7 @@ class DoRA(Adapted):
         return self.base.weight + self.adapter.delta()
 
     def norm(self) -> Array:  # -> (out,)
-        """Return the length of each row of V, and 1 where a row is zero: so is u there, and the output is the bias."""
+        """Return the norm of each row of V, and 1 for a zero row: its u is zero too, so its output is the bias."""
         return divisible(lengths(self.direction()))
 
     def merge(self) -> Linear:
@@ -105,23 +105,23 @@ class DoRA(Adapted):
         return Linear(g[:, None] * V, None if bias is None else bias.copy())
 
     def delta(self) -> Array:  # -> (out, in)
-        """Return the whole change of weight, g V - W."""
+        """Return the full change of weight, g V - W."""
         return self.merge().weight - self.base.weight
 
     magnitude = property(lambda self: self.adapter.magnitude, doc="The adapter's.")
 
 
 def lengths(V: Array) -> Array:  # (out, in) -> (out,)
-    """Return the length of each row."""
+    """Return the norm of each row."""
     return backend_of(V).xp.sqrt((V * V).sum(axis=1))  # eq. (dora.1)
 
 
 def divisible(n: Array) -> Array:  # (out,) -> (out,)
-    """Return lengths with 1 in the place of 0."""
+    """Return norms with 0 replaced by 1."""
     return n + (n == 0)
 
 
 def with_magnitude(base: Linear, adapter: Adapter, dora_norm: str = "constant") -> DoRAAdapter:
-    """Return an adapter as a DoRA's, with the magnitude that leaves the output as it is."""
+    """Convert an adapter to DoRA with the magnitude that leaves the output unchanged."""
     same = {field.name: getattr(adapter, field.name) for field in fields(adapter)}
     return DoRAAdapter(**same, magnitude=lengths(base.weight + adapter.delta()), dora_norm=dora_norm)

@@ -1,4 +1,4 @@
-"""LoRA's dropout: in a step of the training, the adapter reads an input of which some entries are zero.
+"""LoRA's dropout: in a training step, the adapter reads an input with some entries set to zero.
 
 Each entry of the adapter's input is dropped with probability p, and what is left is scaled up, so that the mean over
 all masks is x. The base reads x itself:
@@ -40,11 +40,11 @@ from .stackedlora import StackedLoRA
 
 @dataclass(eq=False, repr=False)
 class DroppingLoRALinear(LoRALinear):
-    """A frozen layer and its adapter in one step of a training with dropout: `LoRALinear` with a mask before A."""
+    """A frozen layer and its adapter in one training step with dropout: `LoRALinear` with a mask before A."""
 
     dropout: float  # p, from 0 to below 1
-    keys: tuple[int, ...]  # one for each sequence of the batch, below 2^64
-    number: int = 0  # of the layer, so that no two have the same masks
+    keys: tuple[int, ...]  # one key below 2^64 for each sequence of the batch
+    number: int = 0  # the layer's number, so that no two layers have the same masks
     # (B, T): whether x has the row of a position; None where it has all. An array here would be a parameter.
     at: tuple[tuple[bool, ...], ...] | None = None
 
@@ -70,7 +70,7 @@ class DroppingLoRALinear(LoRALinear):
         return dx, grads
 
     def mask(self, x: Array) -> Array:  # (..., in) -> (..., in)
-        """Return m, of the shape of x and bool. It is drawn on the host: one key, one mask on every device.
+        """Return m, bool with the shape of x. It is drawn on the host, so one key gives one mask on every device.
 
         A sequence's mask is drawn position by position, so that a shorter one has the beginning of it.
         """
@@ -81,12 +81,12 @@ class DroppingLoRALinear(LoRALinear):
         return backend_of(x).asarray(drawn.reshape(x.shape) >= self.dropout)
 
     def _draws(self, key: int) -> np.random.Generator:
-        """Return what draws the mask of a sequence in this layer."""
+        """Return the generator of a sequence's mask in this layer."""
         return np.random.Generator(np.random.Philox(key=np.array([key, self.number], np.uint64)))
 
 
 def with_dropout(model: Model, dropout: float, keys: Sequence[int]) -> Model:
-    """Return a model with a mask before the adapter of each `LoRALinear`, for one step on a batch.
+    """Return a model with a dropout mask for the adapter of each `LoRALinear`, for one step on a batch.
 
     The model stays as it is, and the new one has its arrays. `dropout` is the probability p, from 0 to below 1; `keys`
     are an integer for each sequence of the batch, drawn anew for each step.
@@ -102,7 +102,7 @@ def with_dropout(model: Model, dropout: float, keys: Sequence[int]) -> Model:
 
 
 def check_dropped(adapters: Mapping[str, Any]) -> None:
-    """Check that no adapter, by path, is one that has no dropout here: a DoRA's, or that of a mixture's array."""
+    """Require adapters that support dropout: not DoRA, and not of a mixture's arrays."""
     for path, adapter in adapters.items():
         for cls, whose in ((DoRAAdapter, "a DoRA's"), (StackedLoRA, "of a mixture's array")):
             if isinstance(adapter, cls):
@@ -110,7 +110,7 @@ def check_dropped(adapters: Mapping[str, Any]) -> None:
 
 
 def of_sequences(model: Model, part: slice | np.ndarray) -> Model:
-    """Return the model for a part of a batch, with the masks of that part alone; without any, the model itself."""
+    """Return the model with the masks of only a part of a batch; without masks, the model itself."""
 
     def of_these(path: str, layer: DroppingLoRALinear) -> DroppingLoRALinear:
         return replace(layer, keys=tuple(np.array(layer.keys, np.uint64)[part].tolist()))
@@ -119,7 +119,7 @@ def of_sequences(model: Model, part: slice | np.ndarray) -> Model:
 
 
 def with_rows_at(model: Model, at: Array, paths: Sequence[str]) -> Model:
-    """Return a model in which the layers at some paths, and below them, get the rows of some positions only.
+    """Return a model whose layers at, or below, these paths process only the rows of some positions.
 
     They get the rows where `at`, bool (B, T), is true, and have the masks of these. Without any masks, it is the model
     itself.
@@ -134,7 +134,7 @@ def with_rows_at(model: Model, at: Array, paths: Sequence[str]) -> Model:
 
 
 def _with_masks(model: Model, change: Callable[[str, DroppingLoRALinear], Layer]) -> Model:
-    """Return the model with each of its masked layers changed; without any, the model itself."""
+    """Return the model with each masked layer replaced; without masked layers, the model itself."""
     if not any(isinstance(layer, DroppingLoRALinear) for _, layer in walk(model)):
         return model
 

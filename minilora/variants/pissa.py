@@ -1,4 +1,4 @@
-"""PiSSA: start from the largest part of the weight, and freeze the rest.
+"""PiSSA: initialise the adapter with the largest part of the weight, and freeze the rest.
 
 LoRA starts at s B A = 0, and learns a change of W. PiSSA splits W instead. With the singular value decomposition
 W = sum_k u_k S_k v_k^T, the first r terms make the best matrix of rank r near W. They become the factors:
@@ -36,7 +36,7 @@ from .scaling import scaling
 
 
 def pissa(linear: Linear, *, rank: int, alpha: float, use_rslora: bool = False) -> tuple[Linear, Adapter]:
-    """Return what is left of a layer, and an adapter of its leading singular vectors. The layer stays as it is.
+    """Return a layer's remainder, and an adapter of its leading singular vectors. The layer does not change.
 
     A rank above min(in, out) is a ValueError: there are no more singular vectors.
     """
@@ -56,7 +56,7 @@ def pissa(linear: Linear, *, rank: int, alpha: float, use_rslora: bool = False) 
 
 
 def over_original(adapter: Adapter) -> Adapter:
-    """Return an adapter for the original base: of rank 2r after PiSSA, and otherwise the adapter itself."""
+    """Return an adapter for the original base: one of rank 2r for PiSSA, otherwise the adapter itself."""
     if adapter.start is None:
         return adapter
     if type(adapter).delta is not LoRA.delta:

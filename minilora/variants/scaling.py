@@ -1,4 +1,4 @@
-"""rsLoRA and LoRA+: one number each. The layer stays as it is.
+"""rsLoRA and LoRA+: variants of LoRA that change a single number, not the layer.
 
 RSLORA asks how far one step moves the output. B starts at zero, so the first step of plain gradient descent is
 B = -lr s dy^T h, by (3). For an input x the output then changes by
@@ -29,12 +29,12 @@ from ..checks import check_number
 
 
 def scaling(alpha: float, rank: int, *, use_rslora: bool) -> float:
-    """Return what B A is multiplied by: alpha / r or, rank-stabilised, alpha / sqrt(r)."""
+    """Return the factor of B A: alpha / r or, if rank-stabilised, alpha / sqrt(r)."""
     return alpha / math.sqrt(rank) if use_rslora else alpha / rank  # eq. (rs.1)
 
 
 def loraplus(lr: float, ratio: float = 16.0) -> dict[str, float]:
-    """Return rates for ``train(..., lr=...)`` or ``Adam(..., lr=...)``: `lr`, and for every lora_B a multiple of it.
+    """Return rates for ``train(..., lr=...)`` or ``Adam(..., lr=...)``: `lr`, and a multiple of it for every lora_B.
 
     The paper takes a ratio of 16 as a rule of thumb, with a smaller lr than for LoRA. Numbers that are not above 0 are
     a ValueError.

@@ -1,4 +1,4 @@
-"""LoRA on a stack of weights: each expert has two factors of its own, and a file has two matrices for all of them.
+"""LoRA on a stack of weights: each expert has its own two factors, packed into two matrices.
 
 Expert e of a stack W (E, out, in) changes by s B_e A_e, of rank r, with r counted for one expert and s = alpha / r.
 PEFT packs the E pairs, its `target_parameters`, each factor in its own way:
@@ -33,17 +33,17 @@ from .scaling import scaling
 
 @dataclass(eq=False, repr=False)
 class StackedLoRA(LoRA):
-    """The added path of E experts, in PEFT's packing. It keeps the arrays that it is given.
+    """The added path of E experts, in PEFT's packing. It stores the given arrays without copying.
 
     Arrays that do not fit together, or an alpha out of range, are a ValueError or a TypeError.
     """
 
     experts: int = 1  # E: lora_A is (E r, in), lora_B (out, r E)
-    use_rslora: bool = False  # whether the scaling is alpha / sqrt(r), and not alpha / r
+    use_rslora: bool = False  # whether the scaling is alpha / sqrt(r) instead of alpha / r
 
     lora_A: Annotated[Array, "rE in"]
     lora_B: Annotated[Array, "out rE"]
-    kind: ClassVar[str] = "parameter"  # of the layer that it stands beside, as an `Adapter` says
+    kind: ClassVar[str] = "parameter"  # the kind of layer, as in `Adapter`
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -53,7 +53,7 @@ class StackedLoRA(LoRA):
             raise ValueError(f"lora_A has {rows} rows, expected as many for each of {self.experts} experts")
 
     def forward(self, x: Array, counts: Sequence[int] | None = None) -> tuple[Array, Cache]:  # (R, in) -> (R, out)
-        """Return y and the cache, of `counts` rows of each expert, in their order."""
+        """Return y and the cache for `counts` rows of each expert, sorted by expert."""
         counts = check_counts(x, counts, self.experts)
         A, B = self.factors()
         h = grouped_matmul(x, A, counts)  # (1) of each expert
@@ -61,7 +61,7 @@ class StackedLoRA(LoRA):
         return y, (counts, *((None, None) if self.frozen else (x, h)))
 
     def backward(self, dy: Array, cache: Cache, *, need_dx: bool = True) -> tuple[Array | None, dict[str, Array]]:
-        """Return dx (R, in), and the gradients of both factors, packed as they are; a frozen adapter computes none."""
+        """Return dx (R, in), and the gradients of both factors in the same packing; a frozen adapter computes none."""
         counts, x, h = cache
         A, B = self.factors()
         dh = grouped_matmul_dx(dy, B, counts) * self.scaling  # (4)
@@ -90,10 +90,10 @@ class StackedLoRA(LoRA):
 
 @dataclass(eq=False, repr=False)
 class StackedLoRALinear(Adapted):
-    """A frozen stack of weights and its adapter side by side. Only the adapter trains."""
+    """A frozen stack of weights with an adapter. Only the adapter trains."""
 
     base: Annotated[StackedLinear, "in -> out"]
-    adapter: Annotated[StackedLoRA, "in -> out"]  # of as many experts
+    adapter: Annotated[StackedLoRA, "in -> out"]  # with the same number of experts
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -128,11 +128,11 @@ def stacked_A(A: Array, experts: int) -> Array:  # (E r, n) -> (E, r, n)
 
 
 def stacked_B(B: Array, experts: int) -> Array:  # (n, r E) -> (E, n, r)
-    """Return each expert's columns, every one of E, in an order in memory that products are fast with."""
+    """Return the columns of each of the E experts, in a memory order with fast products."""
     columns = B.reshape(len(B), -1, experts).transpose(2, 0, 1)  # eq. (moe.17)
     return backend_of(B).xp.ascontiguousarray(columns)
 
 
 def packed_B(B: Array) -> Array:  # (E, n, r) -> (n, r E)
-    """Return the columns of all experts in one matrix, the expert as the fast index."""
+    """Join the columns of all experts in one matrix, with the expert as the fast index."""
     return B.transpose(1, 2, 0).reshape(B.shape[1], -1)

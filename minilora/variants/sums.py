@@ -1,4 +1,4 @@
-"""Adapters put together: their weighted sum, exact, by its factors, or by the best adapter of a given rank.
+"""Combining adapters: their weighted sum, exactly, by factors, or as the best adapter of a given rank.
 
 THE SUM ("cat"). Changes of weight add up, and so do products of factors that lie side by side:
 
@@ -44,14 +44,14 @@ from ..checks import RECAST, Array, check_array, check_choice, check_instance, c
 from ..lora import LoRA
 from .adapter import Adapter
 
-TYPES = ("cat", "linear", "svd")
-"""What `weighted_sum` may do, by PEFT's names."""
+COMBINATIONS = ("cat", "linear", "svd")
+"""The methods of `weighted_sum`, under PEFT's names."""
 
 
 def weighted_sum(
     adapters: Sequence[LoRA], weights: Sequence[float], combination_type: str = "cat", rank: int | None = None
 ) -> LoRA:
-    """Return one adapter whose change of weight is the weighted sum of others', or near it.
+    """Return one adapter whose change of weight is the weighted sum of the others', or close to it.
 
     Parameters
     ----------
@@ -77,7 +77,7 @@ def weighted_sum(
         fit. If one's change of the original base is not s B A: a DoRA's, or that of one that started by PiSSA, of which
         `over_original` can be added.
     """
-    check_choice("combination_type", combination_type, TYPES)
+    check_choice("combination_type", combination_type, COMBINATIONS)
     weights = check_summands(adapters, weights)
     ranks = [adapter.rank for adapter in adapters]
     if rank is not None and combination_type != "svd":
@@ -108,12 +108,12 @@ def _factors_added(adapters: Sequence[LoRA], weights: Sequence[float]) -> LoRA:
 
 
 def _added(numbers: Iterable[float], arrays: Iterable[Array]) -> Array:
-    """Return the sum of arrays, each times its number."""
+    """Return the weighted sum of arrays."""
     return functools.reduce(operator.add, map(operator.mul, numbers, arrays))
 
 
 def best_of_rank(adapter: LoRA, rank: int) -> LoRA:
-    """Return the adapter of that rank whose change of weight is nearest, in the sum of squares.
+    """Return the adapter of this rank with the closest change of weight in the Frobenius norm.
 
     A rank that is not from 1 to the adapter's is a ValueError. So are one above min(in, out), and an adapter whose
     change of weight is no product, as in `weighted_sum`.
@@ -128,22 +128,22 @@ def best_of_rank(adapter: LoRA, rank: int) -> LoRA:
 
 
 def discarded(adapter: LoRA, rank: int) -> float:
-    """Return how far `best_of_rank` is from an adapter's change of weight: no adapter of that rank is nearer."""
+    """Return the distance of `best_of_rank` from an adapter's change of weight, the smallest for that rank."""
     r, S = check_rank_within(rank, adapter.shape), singular_values(adapter)
     lost = (S[r:] ** 2).sum() ** 0.5  # eq. (sum.4)
     return float(lost)
 
 
 def singular_values(adapter: LoRA) -> Array:  # -> (min(r, in, out),)
-    """Return the singular values of an adapter's change of weight, the largest first."""
+    """Return the singular values of an adapter's change of weight, largest first."""
     linalg = backend_of(adapter.lora_A).xp.linalg
-    # A factor that is not taller than wide stays as it is: to find its R, NumPy 2.5 takes much memory.
+    # A factor that is not taller than wide is used directly: NumPy 2.5 needs much memory for its R.
     R_B, R_A = (linalg.qr(F, mode="r") if F.shape[0] > F.shape[1] else F for F in _tall(adapter))
-    return linalg.svd(adapter.scaling * R_B @ R_A.T, compute_uv=False)  # of eq. (sum.2), without the vectors
+    return linalg.svd(adapter.scaling * R_B @ R_A.T, compute_uv=False)  # those of eq. (sum.2), without vectors
 
 
 def check_summands(adapters: Sequence[LoRA], weights: Sequence[float]) -> list[float]:
-    """Return weights as floats, one for each of the adapters, whose changes s B A add up."""
+    """Return weights as floats, one for each adapter, and require adapters that can be added."""
     for name, values in (("adapters", adapters), ("weights", weights)):
         if not isinstance(values, Sequence | np.ndarray):
             raise TypeError(f"{name} must be a list, got {kind_of(values)}")
@@ -171,7 +171,7 @@ def _like(adapter: LoRA, A: Array, B: Array) -> LoRA:
 
 
 def _tall(adapter: LoRA) -> tuple[Array, Array]:
-    """Return B and A^T; of float16, which LAPACK does not have, in float32."""
+    """Return B and A^T, converting float16, which LAPACK lacks, to float32."""
     half = adapter.lora_A.dtype == np.float16
     return tuple(F.astype(np.float32) if half else F for F in (adapter.lora_B, adapter.lora_A.T))
 

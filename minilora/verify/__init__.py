@@ -1,1 +1,1 @@
-"""Is it right? `gradcheck`, every layer in `instances`, one training step in `trace`, the optimum in `closed_form`."""
+"""Verification: `gradcheck`, all layers in `instances`, a training step in `trace`, the optimum in `closed_form`."""

@@ -1,4 +1,4 @@
-"""The best rank-r adapter in closed form: the answer that training should find.
+"""The best adapter of rank r in closed form, which training should approach.
 
 Which change of weight D (out, in), of rank r at most, brings X D^T closest to the residual R, in the sum of squares?
 
@@ -28,7 +28,7 @@ from ..lora import LoRA
 
 
 def best_adapter(X: Array, residual: Array, *, rank: int, alpha: float = 1.0) -> LoRA:
-    """Return the adapter of that rank with the least ``mse(adapter(X), residual)``.
+    """Return the adapter of this rank with the smallest ``mse(adapter(X), residual)``.
 
     Parameters
     ----------
@@ -64,7 +64,7 @@ def best_adapter(X: Array, residual: Array, *, rank: int, alpha: float = 1.0) ->
 
 
 def best_adapter_from_gram(XtX: Array, XtR: Array, *, rank: int, alpha: float = 1.0) -> LoRA:
-    """Return the same adapter from X^T X and X^T R alone, so that rows may stream past.
+    """Return the same adapter from only X^T X and X^T R, which can be accumulated over rows.
 
     Both are sums over rows: add them up a block at a time and the data never need to be in memory at once. The price:
     directions of X whose singular value is below sqrt(eps) of the largest are dropped.
@@ -95,7 +95,7 @@ def best_adapter_from_gram(XtX: Array, XtR: Array, *, rank: int, alpha: float = 
     check_finite(XtX=XtX, XtR=XtR)
     _check_symmetric(XtX)
     xp = backend_of(XtX).xp
-    # A root T of the Gram matrix, T^T T = X^T X, takes the place of the T above, and T^-T X^T R that of Q^T R.
+    # A root T of the Gram matrix, T^T T = X^T X, replaces the T above, and T^-T X^T R replaces Q^T R.
     squares, E = xp.linalg.eigh(XtX)
     if float(squares[0]) < -(float(xp.finfo(XtX.dtype).eps) ** 0.5) * float(squares[-1]):
         raise ValueError(
@@ -107,7 +107,7 @@ def best_adapter_from_gram(XtX: Array, XtR: Array, *, rank: int, alpha: float = 
 
 
 def _check_symmetric(XtX: Array) -> None:
-    """Check that a matrix is its transpose, up to rounding: only one of its triangles is read."""
+    """Require a symmetric matrix, up to rounding, since only one triangle is read."""
     xp = backend_of(XtX).xp
     roots = xp.sqrt(abs(xp.diagonal(XtX)))  # |XtX[i, j]| is at most roots[i] roots[j]
     allowed = float(xp.finfo(XtX.dtype).eps) ** 0.5 * roots[:, None] * roots
@@ -116,7 +116,7 @@ def _check_symmetric(XtX: Array) -> None:
 
 
 def _best(T: Array, Z: Array, rank: int, alpha: float) -> LoRA:  # (k, in), (k, out)
-    """Solve the problem of k rows, T and Z in the places of X and R."""
+    """Solve the problem with k rows, with T and Z instead of X and R."""
     (rank,), alpha = check_sizes(rank=rank), check_number("alpha", alpha, above=0)
     xp = backend_of(T).xp
     D = xp.linalg.lstsq(T, Z, rcond=None)[0].T  # eq. (25)  (out, in)

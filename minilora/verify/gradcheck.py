@@ -1,4 +1,4 @@
-"""Is a hand-written gradient right? Measure the slope of the function itself, and compare.
+"""Gradient checking: measure the slopes of a function, and compare them with its hand-written gradient.
 
 Give `gradcheck` a function of a dict of arrays and the gradients that you claim for it. Nothing here knows what a layer
 is. There are two ways to measure the slope of f(t) = L(p + t d) at 0, from p along d:
@@ -48,20 +48,20 @@ SlopeOf = Callable[[str, np.ndarray], float]
 
 SLOPE_TOLERANCE = {"complex": 1e-12, "central": 1e-9}
 NOISE = {"complex": 1e-13, "central": 1e-9}
-"""Of the largest slope, or of the value: a slope below it is rounding."""
+"""The share of the largest slope, or of the value, below which a slope is rounding."""
 WELL_ABOVE = 10
-"""Times the error that is allowed: where no slope is larger, a gradient of zeros would all but pass."""
+"""A slope must exceed the tolerance by this factor, or even a gradient of zeros would pass."""
 COMPLEX_STEP = 1e-20
 CENTRAL_STEP: float = float(np.finfo(np.float64).eps) ** (1 / 5)  # balances Richardson's h^4 against rounding's 1 / h
 
 
 class CheckRefused(ValueError):
-    """The check would be worthless, so it was not made; the message says why and what to change."""
+    """The check would be worthless, so it was not made; the message says why, and what to change."""
 
 
 @contextmanager
 def refused() -> Iterator[None]:
-    """Make a `CheckRefused` of a ValueError about an argument, so that it is told from one that f raises."""
+    """Turn a ValueError about an argument into `CheckRefused`, to tell it from an error of f."""
     try:
         yield
     except ValueError as reason:
@@ -69,7 +69,7 @@ def refused() -> Iterator[None]:
 
 
 class GradientError(AssertionError):
-    """A gradient is wrong. The message is the report, which is also the attribute `report`."""
+    """A gradient is wrong. The message is the report, also available as the attribute `report`."""
 
     def __init__(self, report: GradReport) -> None:
         super().__init__(str(report))
@@ -78,29 +78,29 @@ class GradientError(AssertionError):
 
 @dataclass(frozen=True)
 class BlockReport:
-    """What was found for one array of parameters."""
+    """The result for one array of parameters."""
 
     name: str
     shape: tuple[int, ...]
-    checked: str  # "12 entries" where each was checked, "8 directions" where the array is large
-    error: float  # the largest difference of analytic and numeric slope
+    checked: str  # "12 entries" if each was checked, "8 directions" if the array is large
+    error: float  # the largest difference between analytic and numeric slope
     allowed: float  # the largest error that would still pass
-    worst: tuple[int, ...] | None  # the entry with that error; None for a direction through all of them
-    analytic: float  # the claimed slope there
-    numeric: float  # the measured one
-    factor: float | None = None  # by which all entries are off, where it is one number: 2, N and alpha/r are telling
-    left: float | None = None  # the slope on the left of a kink, where the function has one
-    right: float | None = None  # and on its right
-    passed: bool = True  # whether the error is allowed
+    worst: tuple[int, ...] | None  # the entry with that error; None for a direction
+    analytic: float  # its claimed slope
+    numeric: float  # its measured slope
+    factor: float | None = None  # a common factor of all entries, if there is one: 2, N and alpha/r are telling
+    left: float | None = None  # the slope on the left of a kink, if there is one
+    right: float | None = None  # the slope on its right
+    passed: bool = True  # whether the error is within the tolerance
 
     @property
     def ratio(self) -> float:
-        """Analytic over numeric slope at the worst entry."""
+        """The ratio of analytic to numeric slope at the worst entry."""
         return self.analytic / self.numeric if self.numeric else math.nan
 
     @property
     def diagnosis(self) -> list[str]:
-        """What is known of a wrong gradient beyond its worst entry, in sentences."""
+        """Sentences about a wrong gradient in addition to its worst entry."""
         sentences = []
         if self.factor is not None:
             sentences.append(f"every slope is off by the same factor, {self.factor:.9g}")
@@ -111,11 +111,11 @@ class BlockReport:
 
 @dataclass(frozen=True, repr=False)
 class GradReport:
-    """What `gradcheck` found. It prints, and shows itself at a prompt and in a notebook, as a table."""
+    """The report of `gradcheck`. It displays itself as a table in print, at a prompt and in a notebook."""
 
     method: str  # "complex" or "central": how slopes were measured
-    blocks: tuple[BlockReport, ...]  # one for each array of parameters
-    note: str = ""  # why the complex step was not used, where "auto" passed over it
+    blocks: tuple[BlockReport, ...]  # one block for each array of parameters
+    note: str = ""  # why "auto" did not use the complex step
 
     @property
     def passed(self) -> bool:
@@ -157,7 +157,7 @@ def gradcheck(
     directions: int = 8,
     seed: int = 0,
 ) -> GradReport:
-    """Compare the gradients that you claim for `f` with its slopes.
+    """Compare claimed gradients of `f` with its measured slopes.
 
     Parameters
     ----------
@@ -216,7 +216,7 @@ def gradcheck(
         check_claim(params, grads, cotangent)
     if step is not None and method == "complex":
         raise CheckRefused(f"a step is for central differences, and method is 'complex', got step={step!r}")
-    if isinstance(allow_zero, str):  # in which every part of a name would pass for a name
+    if isinstance(allow_zero, str):  # in a string every substring would pass for a name
         raise TypeError(f"allow_zero must be a collection of names such as [{allow_zero!r}], got {allow_zero!r}")
     slopes = Slopes(f, params, cotangent)
     rng = np.random.default_rng(seed)
@@ -236,7 +236,7 @@ def gradcheck(
         tried[name] = _Tried(g, slope, name, None if few else [rng.standard_normal(g.shape) for _ in range(directions)])
         if not np.isfinite(tried[name].numeric).all():
             raise CheckRefused(f"f is not finite close to params[{name!r}]: move away from that point")
-    # Below this, a slope is rounding: that of a number which is zero in truth.
+    # Slopes below this are rounding, whose true value may be zero.
     rounding = NOISE[method] * max(abs(slopes.value), *(float(np.abs(t.numeric).max()) for t in tried.values()))
     blocks = []
     for name, t in tried.items():
@@ -264,7 +264,7 @@ def gradcheck(
 
 
 class _Tried:
-    """One array's claimed gradient, and its slopes along every entry, or along the given directions."""
+    """One array's claimed gradient, with its slopes along every entry or along the given directions."""
 
     def __init__(self, claimed: np.ndarray, slope: SlopeOf, name: str, directions: Sequence[np.ndarray] | None) -> None:
         self.claimed, self.name, self.directions = claimed, name, directions
@@ -274,13 +274,13 @@ class _Tried:
         self.worst = int(np.abs(self.analytic - self.numeric).argmax())
 
     def way(self, number: int) -> np.ndarray:
-        """Return the direction that was tried under a number."""
+        """Return the direction with this index."""
         if self.directions is not None:
             return self.directions[number]
         return _entry(self.claimed.shape, _index(number, self.claimed.shape))
 
     def report(self, allowed: float) -> BlockReport:
-        """Return what was found, with the worst slope."""
+        """Return the result with the worst slope."""
         entries = self.directions is None
         error = float(abs(self.analytic[self.worst] - self.numeric[self.worst]))
         return BlockReport(
@@ -299,12 +299,12 @@ class _Tried:
 def _explain(
     block: BlockReport, slopes: Slopes, slope: SlopeOf, tried: _Tried, rng: np.random.Generator
 ) -> BlockReport:
-    """Say more about a block that failed: its worst entry, a factor common to all slopes tried, a kink."""
+    """Add details to a failed block: its worst entry, a common factor of all slopes, a kink."""
     way = tried.way(tried.worst)
     if block.worst is None:
         worst = _search(block.name, slope, tried.claimed, rng)
         analytic, numeric = float(tried.claimed[worst]), slope(block.name, _entry(block.shape, worst))
-        if abs(analytic - numeric) > block.allowed:  # else the error is in no single entry: a kink across, for one
+        if abs(analytic - numeric) > block.allowed:  # otherwise no single entry is wrong, as with a kink in between
             way = _entry(block.shape, worst)
             block = replace(block, worst=worst, analytic=analytic, numeric=numeric)
     seen = np.abs(tried.numeric) > 1e-6 * np.abs(tried.numeric).max()
@@ -316,7 +316,7 @@ def _explain(
 
 
 def _search(name: str, slope: SlopeOf, claimed: np.ndarray, rng: np.random.Generator) -> tuple[int, ...]:
-    """Find a wrong entry of a large block: halve it again and again, going on with the half whose error is larger."""
+    """Find a wrong entry of a large block by bisection, following the half with the larger error."""
     low, high = 0, claimed.size
     while high - low > 1:
         middle = (low + high) // 2
@@ -329,19 +329,19 @@ def _search(name: str, slope: SlopeOf, claimed: np.ndarray, rng: np.random.Gener
 
 
 def _index(flat: int, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the index of an entry from its place in reading order."""
+    """Return the index of an entry from its flat index."""
     return tuple(int(i) for i in np.unravel_index(flat, shape))
 
 
 def _entry(shape: tuple[int, ...], index: tuple[int, ...]) -> np.ndarray:
-    """Return the direction that moves one entry alone."""
+    """Return the direction that moves a single entry."""
     d = np.zeros(shape)
     d[index] = 1.0
     return d
 
 
 class Slopes:
-    """The slopes of L = sum(cotangent * f) along a direction in one array, which moves under all of its names.
+    """The slopes of L = sum(cotangent * f) along directions in one array, moved under all of its names.
 
     To make one calls f twice, on copies. Required is a finite f that leaves its input and answers alike both times.
     """
@@ -376,11 +376,11 @@ class Slopes:
             raise CheckRefused(f"f returns {output.dtype}, expected float64: it loses the digits to be checked")
 
     def number(self, output: Any) -> Any:
-        """Return L from what f returned."""
+        """Return L from the value of f."""
         return output if self.cotangent is None else (self.cotangent * output).sum()
 
     def moved(self, params: Params, name: str, by: Array) -> Params:
-        """Return the parameters with one array moved, under each of its names."""
+        """Return the parameters with one array moved under all of its names."""
         new = params[name] + by
         return {other: new if self.home[other] == name else p for other, p in params.items()}
 
@@ -397,25 +397,25 @@ class Slopes:
     def central_slope(self, name: str, direction: np.ndarray) -> float:
         """Return the slope along the direction by central differences at two steps."""
         h = self.step(name)
-        # Halving h quarters the error of order h^2, so this combination cancels it.
+        # Halving h quarters the h^2 error, so this combination cancels it.
         return (4 * self.difference(name, direction, h / 2) - self.difference(name, direction, h)) / 3
 
     def step(self, name: str) -> float:
-        """Return the step for a central difference: fixed, but no less than is felt by the largest number it moves."""
+        """Return the step of a central difference: fixed, but large enough to change the largest entry."""
         p = backend_of(self.params[name]).to_numpy(self.params[name])
         return CENTRAL_STEP * max(1.0, 1e-6 * float(np.abs(p).max()))
 
     def difference(self, name: str, direction: np.ndarray, step: float) -> float:
-        """Return one central difference, divided by the step actually taken: p + h is a rounded number."""
+        """Return one central difference, divided by the actual step, since p + h is rounded."""
         p, d = backend_of(self.params[name]).to_numpy(self.params[name]), direction
         taken = float((((p + step * d) - (p - step * d)) * d).sum() / (d * d).sum())
         return (self.at(name, d, step) - self.at(name, d, -step)) / taken
 
     def sides(self, name: str, direction: np.ndarray) -> tuple[float, float] | None:
-        """Return the slopes on the left and on the right where the function has a kink, or None."""
+        """Return the slopes on both sides of a kink, or None if there is no kink."""
         h = self.step(name) / 4
         slopes = np.diff([self.at(name, direction, k * h) for k in range(-4, 5)]) / h
-        # Over eight steps the slope of a smooth function changes bit by bit; across a kink, within two of them.
+        # Over eight steps a smooth function's slope changes gradually; across a kink, within two of them.
         changes = np.diff(slopes)
         total, across_two = np.abs(changes).sum(), np.abs(changes[:-1] + changes[1:]).max()
         kink = across_two > max(1e-4 * max(1.0, abs(slopes[0])), 0.75 * total)
@@ -433,13 +433,13 @@ class Slopes:
                     d = rng.standard_normal(self.params[name].shape)
                     by_complex, by_central = self.complex_slope(name, d), self.central_slope(name, d)
                     allowed = SLOPE_TOLERANCE["central"] * max(1.0, abs(by_central), abs(self.value))
-                    allowed += 10 * abs(by_central - self.difference(name, d, self.step(name)))  # what two steps differ
+                    allowed += 10 * abs(by_central - self.difference(name, d, self.step(name)))  # of two steps
                     apart = abs(by_complex - by_central)
-                    if apart > allowed:  # a kink within that step, perhaps: few lie within one a thousand times shorter
+                    if apart > allowed:  # perhaps a kink, which a step a thousand times shorter rarely meets
                         apart = abs(by_complex - self.difference(name, d, self.step(name) / 1000))
                     if not apart <= allowed:
                         return f"it gives {by_complex:.6g} for the slope {by_central:.6g} in {name}; is f analytic?"
-        except Exception as error:  # whatever a function does when it is handed complex numbers
+        except Exception as error:  # a function may do anything with complex numbers
             return f"f does not take complex numbers ({type(error).__name__}: {error})"
         return ""
 
@@ -460,4 +460,4 @@ def check_claim(params: Mapping[str, Array], grads: Mapping[str, Array], cotange
     for name, p in params.items():
         check_shape(f"grads[{name!r}]", grads[name], p.shape)
     check_finite(**arrays)
-    check_apart(params)  # f cannot see one move alone
+    check_apart(params)  # f would see only one of them move

@@ -1,4 +1,4 @@
-"""Every layer of the book once, small, and the check of all of them: what ``minilora check`` runs.
+"""Small instances of all layers, with the check of their gradients that ``minilora check`` runs.
 
 `INSTANCES` is the list, one row each; `minilora.cli.check` adds the language model. `prove` checks every row in one
 way: `gradcheck` moves the layer's trainable arrays and its input; its own forward is the function, its own backward the
@@ -48,16 +48,16 @@ from ..variants.stackedlora import StackedLoRA, StackedLoRALinear
 from .gradcheck import GradientError, GradReport, Params, gradcheck
 
 INSTANCE_SIZES = ((6, 5, 4, 2, 3.0), (3, 2, 7, 1, 0.5), (2, 4, 3, 6, 16.0), (96, 80, 70, 8, 20.0))
-"""Rows, in_features, out_features, rank and alpha: thin, wide, of a rank above both widths, and large."""
+"""Rows, in_features, out_features, rank and alpha: thin, wide, with a rank above both widths, and large."""
 HIDDEN = 9
-EPS = 0.3  # of the norms: large enough for its place to be seen
-ROTARY_BASE = 50.0  # of the rotations
-CLEAR = 0.05  # of the routers: how far the kept experts' scores lie apart, and above the first that is not kept
+EPS = 0.3  # the norms' eps, large enough to matter
+ROTARY_BASE = 50.0  # the base of the rotations
+CLEAR = 0.05  # the margins between the scores of a router's kept experts, and to the first other one
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """The sizes of an instance, and where its values come from; numbers such as that of heads are drawn as well."""
+    """The sizes of an instance, with the source of its values; numbers such as that of heads are drawn too."""
 
     n: int  # rows
     in_features: int
@@ -65,9 +65,9 @@ class Drawing:
     rank: int
     alpha: float
     randn: Callable[..., Array]  # randn(*shape) returns Gaussian values
-    rng: np.random.Generator  # of integers, on the host
-    backend: Backend | None = None  # where ids go; NumPy by default
-    bias: bool = True  # whether linear layers inside of others have one
+    rng: np.random.Generator  # draws integers, on the host
+    backend: Backend | None = None  # the backend of ids; NumPy by default
+    bias: bool = True  # whether linear layers inside others have a bias
 
     def integer(self, low: int, high: int) -> int:
         """Return an integer from low to high."""
@@ -82,7 +82,7 @@ class Drawing:
         return Linear(self.randn(n_out, n_in) / divided_by, self.randn(n_out) / divided_by if bias else None)
 
     def lora_linear(self, n_in: int, n_out: int) -> LoRALinear:
-        """Return a linear layer with an adapter beside it."""
+        """Return a linear layer with an adapter."""
         adapter = LoRA(self.randn(self.rank, n_in), self.randn(n_out, self.rank), self.alpha)
         return LoRALinear(self.linear(n_in, n_out), adapter)
 
@@ -108,7 +108,7 @@ def _lora_linear(d: Drawing) -> tuple[Layer, Array]:
 
 
 def _dropping(d: Drawing) -> tuple[Layer, Array]:
-    """Return an adapted layer with a mask: every row of x is a sequence, with a key of its own."""
+    """Return an adapted layer with a mask; every row of x is a sequence with its own key."""
     layer = d.lora_linear(d.in_features, d.out_features)
     keys = tuple(int(key) for key in d.rng.integers(1 << 63, size=d.n))
     return DroppingLoRALinear(layer.base, layer.adapter, 0.4, keys), d.randn(d.n, d.in_features)
@@ -131,7 +131,7 @@ def _mlp_adapted_above(d: Drawing) -> tuple[Layer, Array]:
 
 
 def _two_layers(d: Drawing, fc1: Layer, fc2: Layer, activation: str) -> tuple[Layer, Array]:
-    x = d.randn(d.n, d.in_features) / 4  # small, so that the activation is not flat there
+    x = d.randn(d.n, d.in_features) / 4  # small, where the activation is not flat
     return MLP(fc1=fc1, act=ACTIVATIONS[activation](), fc2=fc2), x
 
 
@@ -148,7 +148,7 @@ def _embedding(d: Drawing) -> tuple[Layer, Array]:
 
 
 def _conv1d(d: Drawing) -> tuple[Layer, Array]:
-    channels, filters = min(d.in_features, 2), min(d.out_features, 3)  # every entry of an image counts
+    channels, filters = min(d.in_features, 2), min(d.out_features, 3)  # every entry of an image is checked
     layer = Conv1d(d.randn(filters, channels, 3), d.randn(filters), stride=2, padding=1, dilation=2)
     return layer, d.randn(min(d.n, 2), channels, 5)
 
@@ -164,11 +164,11 @@ def _flatten(d: Drawing) -> tuple[Layer, Array]:
 
 
 def _adapted(row: Row, **options: Any) -> Row:
-    """Return the row with an adapter beside its layer, moved away from where adapters start."""
+    """Return the instance with an adapter, moved away from its initial values."""
 
     def adapted(d: Drawing) -> tuple[Layer, Array]:
         layer, x = row(d)
-        with warnings.catch_warnings():  # of a rank above a width, which some have on purpose
+        with warnings.catch_warnings():  # of ranks above a width, which some have on purpose
             warnings.simplefilter("ignore", UserWarning)
             adapted = adapt(layer, "", rank=d.rank, alpha=d.rank / 4, rng=d.rng, **options)
         return moved(d, adapted), x
@@ -176,7 +176,7 @@ def _adapted(row: Row, **options: Any) -> Row:
     return adapted
 
 
-# The constant norm's gradient is not the slope of the forward, so the full one is what can be checked.
+# With a constant norm the gradient is not the slope of the forward, so the full gradient is checked.
 DORA_OPTIONS = {"use_dora": True, "dora_norm": "full"}
 
 
@@ -184,7 +184,7 @@ DORA_OPTIONS = {"use_dora": True, "dora_norm": "full"}
 
 
 def _norm(d: Drawing) -> tuple[Layer, Array]:
-    width = min(d.in_features, 7)  # every entry counts
+    width = min(d.in_features, 7)  # every entry is checked
     return RMSNorm(d.randn(width), EPS), _sequences(d, width)
 
 
@@ -211,7 +211,7 @@ def _gated(d: Drawing) -> tuple[Layer, Array]:
 
 
 def _router(d: Drawing, *, renormalised: bool = True) -> tuple[Router, Array]:
-    """Return a router that keeps two experts or more: with one, and renormalised, nothing has a gradient."""
+    """Return a router that keeps at least two experts: with a renormalised single one there is no gradient."""
     n_in, E = min(d.in_features, 7), d.integer(3, 5)
     top_k = d.integer(2, E - 1)
     return _clear(lambda: (Router(StackedLinear(d.randn(E, n_in)), top_k, renormalised), _sequences(d, n_in)))
@@ -220,7 +220,7 @@ def _router(d: Drawing, *, renormalised: bool = True) -> tuple[Router, Array]:
 def _mixture(
     d: Drawing, kind: Callable[..., Experts] = Experts, *, shared: bool = False
 ) -> tuple[MixtureOfExperts, Array]:
-    """Renormalised without a shared expert, as Mixtral, and otherwise with one, as Qwen2-MoE."""
+    """Return a mixture: renormalised without a shared expert, like Mixtral, or with one, like Qwen2-MoE."""
     router, x = _router(d, renormalised=not shared)
     n_in, m, E = router.in_features, min(d.out_features, 6) + 1, router.experts
     experts = kind(StackedLinear(d.randn(E, 2 * m, n_in) / 2), StackedLinear(d.randn(E, n_in, m) / 2))
@@ -232,7 +232,7 @@ def _mixture(
 
 
 def _mixture_adapted(d: Drawing) -> tuple[MixtureOfExperts, Array]:
-    """With an adapter on each parameter of the router and the experts, and nothing else that trains."""
+    """Return a mixture in which only adapters of the router's and the experts' parameters train."""
 
     def beside(path: str, layer: Any) -> Layer:
         if not isinstance(layer, StackedLinear):
@@ -252,7 +252,7 @@ Routed = TypeVar("Routed", Router, MixtureOfExperts)
 
 
 def _clear(draw: Callable[[], tuple[Routed, Array]]) -> tuple[Routed, Array]:
-    """Draw until no row lies near a place where the router's choice or its order changes: it has no slope there."""
+    """Draw until no row is close to a change of the router's choice or order, where there is no slope."""
     while True:
         layer, x = draw()
         router = layer if isinstance(layer, Router) else layer.gate
@@ -264,7 +264,7 @@ def _clear(draw: Callable[[], tuple[Routed, Array]]) -> tuple[Routed, Array]:
 
 
 def _sequences(d: Drawing, width: int) -> Array:
-    """Return one sequence or two: every entry is moved for its slope."""
+    """Return one or two sequences, since every entry is moved to measure its slope."""
     return d.randn(min(d.n, 2), 3 + d.n % 2, width)
 
 
@@ -309,26 +309,26 @@ INSTANCES: dict[str, Row] = {
 
 
 def substitute(layer: Layer, arrays: Mapping[str, Array]) -> Layer:
-    """Return a copy of a layer with other arrays in place of those that train, under their names."""
+    """Return a copy of a layer with other trainable arrays, given by name."""
     other = {id(p): arrays[name] for name, p in layer.trainable().items()}
     return rebuild(layer, array=lambda a: other.get(id(a), a))  # type: ignore[no-any-return]
 
 
 def moved(d: Drawing, layer: Layer) -> Layer:
-    """Return a copy with all that trains moved away from where it starts."""
+    """Return a copy with all trainable arrays moved away from their initial values."""
     return substitute(layer, {name: p + d.randn(*p.shape) / 4 for name, p in layer.trainable().items()})
 
 
 # --- the check ---
 
 ClaimedGradient = tuple[Callable[[Params], Any], Params, Params, Array | None]
-"""A function, its parameters, their claimed gradients, and a cotangent where the function returns an array."""
+"""A function, its parameters, their claimed gradients, and a cotangent if the function returns an array."""
 
 
 def prove(
     backend: Backend | None = None, seed: int = 0, instances: Mapping[str, Row] = INSTANCES
 ) -> Iterator[tuple[str, GradReport]]:
-    """Check every hand-written gradient at every size. Yields what was checked, with its size, and the report."""
+    """Check every hand-written gradient at every size, yielding a name with the size and the report."""
     backend = backend_or_numpy(backend)
     rng = np.random.default_rng(check_integer("seed", seed, at_least=0))
 
@@ -346,7 +346,7 @@ def prove(
 
 
 def _losses(d: Drawing) -> Iterator[tuple[str, ClaimedGradient]]:
-    """State the gradient of each loss at its prediction."""
+    """Yield the gradients of the losses."""
     for loss, goal in ((mse, d.randn(d.n, d.out_features)), (cross_entropy, d.ids(d.out_features, d.n))):
         prediction = d.randn(d.n, d.out_features)
         claimed = loss(prediction, goal)[1]
@@ -354,7 +354,7 @@ def _losses(d: Drawing) -> Iterator[tuple[str, ClaimedGradient]]:
 
 
 def _residual_forms(d: Drawing) -> Iterator[tuple[str, ClaimedGradient]]:
-    """State the gradients that `residual_form` gives."""
+    """Yield the gradients of `residual_form`."""
     with_bias = d.lora_linear(d.in_features, d.out_features)
     without = LoRALinear(d.linear(d.in_features, d.out_features, bias=False), with_bias.adapter)
     target = d.randn(d.n, d.out_features)
@@ -365,7 +365,7 @@ def _residual_forms(d: Drawing) -> Iterator[tuple[str, ClaimedGradient]]:
 
 
 def layer_claim(layer: Layer, x: Array, dy: Array) -> ClaimedGradient:
-    """State that a layer's backward gives the slopes of its forward, at the input and at all that trains.
+    """Return the claim that a layer's backward gives the slopes of its forward, for the input and all trainable arrays.
 
     `x` is the layer's input; token ids have no slope and are left out. `dy`, of the output's shape, is the gradient of
     a loss there. Returns the function, its parameters, the claimed gradients and the cotangent: `gradcheck` takes them.
@@ -388,7 +388,7 @@ def _mse_of(layer: Layer, x: Array, target: Array, p: Params) -> Array:
 
 
 def _report(f: Callable[[Params], Any], params: Params, grads: Params, cotangent: Array | None) -> GradReport:
-    """Return what gradcheck found, where it would raise as well."""
+    """Return the report of gradcheck, even if it would raise."""
     try:
         return gradcheck(f, params, grads, cotangent=cotangent, method="complex", every_entry_below=100)
     except GradientError as error:

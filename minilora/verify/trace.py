@@ -1,4 +1,4 @@
-"""One training step of a layer, equation by equation: what ``minilora trace`` prints.
+"""A trace of one training step of a layer, equation by equation, as ``minilora trace`` prints it.
 
 `trace` runs the layer's own forward, the mean squared error, the layer's own backward and Adam. While they run, Python
 reports each line before it is executed (`sys.settrace`). A line whose comment has the number of an equation is kept
@@ -33,24 +33,24 @@ from .gradcheck import Params, Slopes, check_claim
 from .instances import Drawing, Row, substitute
 
 NUMBER = re.compile(r"# eq\. \(((?:[a-z]+\.)?\d+)\)")
-"""The comment that numbers a line."""
+"""Matches the comment with a line's number."""
 LineArrays = dict[str, np.ndarray | None]
-"""By name; None where a line gives none, such as a dx that nobody needs."""
+"""Arrays by name; None if a line computes none, such as a dx that is not needed."""
 PACKAGES = Path(__file__).parents[2]
-"""Where minilora stands."""
+"""The folder of minilora."""
 
 
 @dataclass(frozen=True)
 class TracedLine:
-    """A numbered line that has run."""
+    """A numbered line that was executed."""
 
     equation: str  # "4", or "dora.2"
     file: str  # minilora/lora.py
     line: int
     code: str  # without its comment
     function: str  # LoRA.backward
-    layer: str  # the path of the layer that was computing; "" for the model itself, and outside of it
-    values: LineArrays  # by what was assigned; "return" for what was returned
+    layer: str  # the path of the layer; "" for the model itself, and outside it
+    values: LineArrays  # by the assigned name; "return" for a returned value
 
 
 @dataclass(frozen=True)
@@ -65,21 +65,21 @@ class Slope:
 
 @dataclass(frozen=True)
 class Trace:
-    """One training step: what is given, each numbered line that ran, and what came of it."""
+    """One training step: its input, each executed numbered line, and the results."""
 
-    given: dict[str, np.ndarray]  # x, target, and the layer's arrays and numbers, by path
+    given: dict[str, np.ndarray]  # x, target, and the layer's arrays and numbers by path
     forward: list[TracedLine]
     loss: list[TracedLine]
     backward: list[TracedLine]
     method: str  # how the slopes were measured, "complex" or "central"
     slopes: list[Slope]
     lr: float
-    step: dict[str, list[TracedLine]]  # for each array that trains, under its name in `trainable()`
-    losses: tuple[float, float]  # before the step, and after it
+    step: dict[str, list[TracedLine]]  # for each trainable array, by name
+    losses: tuple[float, float]  # before and after the step
 
 
 def trace(layer: Layer, x: Array, target: Array, *, lr: float = 0.1) -> Trace:
-    """Take one training step with a copy of a layer, and return each numbered line that ran, with its values.
+    """Run one training step with a copy of a layer, and return each executed numbered line with its values.
 
     Parameters
     ----------
@@ -103,7 +103,7 @@ def trace(layer: Layer, x: Array, target: Array, *, lr: float = 0.1) -> Trace:
         If the arrays do not fit together, are not float64, or the slope cannot be measured.
     """
     check_instance("layer", layer, Layer)
-    layer = rebuild(layer, array=lambda array: array.copy())  # which Adam changes in place
+    layer = rebuild(layer, array=lambda array: array.copy())  # Adam changes it in place
     given = {"x": np.array(x), "target": np.array(target)} | dict(_numbers_of(layer))
     paths = {id(part): path for path, part in walk(layer)}
     (y, cache), forward = record(layer.forward, x, paths=paths)
@@ -116,34 +116,34 @@ def trace(layer: Layer, x: Array, target: Array, *, lr: float = 0.1) -> Trace:
         return mse(substitute(layer, p)(p.get("x", x)), target)[0]
 
     method, slopes = _measured(loss_at, inputs | params, at_inputs | grads)
-    for name, g in sum_tied(grads, first_names(params)).items():  # one by one, as Adam itself takes them
+    for name, g in sum_tied(grads, first_names(params)).items():  # one array at a time, like Adam itself
         _, steps[name] = record(Adam({name: params[name]}, lr).step, {name: g}, paths={})
     losses = float(loss), float(mse(layer(x), target)[0])
     return Trace(given, forward, of_loss, backward, method, slopes, lr, steps, losses)
 
 
 def by_pencil() -> tuple[Layer, Array, Array]:
-    """Return layer, input and target of the lesson "The gradients, by hand": rank 1, and only whole numbers."""
+    """Return layer, input and target of the lesson "The gradients, by hand", of rank 1 and in whole numbers."""
     base = Linear(np.array([[1.0, 0], [2, 1]]))
     adapter = LoRA(np.array([[2.0, -1]]), np.array([[1.0], [-1]]), alpha=2)
     return LoRALinear(base, adapter), np.array([[1.0, 1], [2, 0], [0, 3]]), np.array([[0.0, 1], [13, -10], [-9, 12]])
 
 
 def drawn_layer(row: Row, *, rank: int = 1, seed: int = 0) -> tuple[Layer, Array, Array]:
-    """Return a small layer of a row of `INSTANCES`, with an input and a target; their numbers have one decimal."""
-    rank = check_integer("rank", rank, at_least=1, at_most=100)  # each entry's slope is measured
+    """Return a small layer from `INSTANCES`, with an input and a target; all numbers have one decimal."""
+    rank = check_integer("rank", rank, at_least=1, at_most=100)  # every entry's slope is measured
     rng = np.random.default_rng(check_integer("seed", seed, at_least=0))
 
     def randn(*shape: int) -> Array:
         short = rng.standard_normal(shape).round(1)
-        return np.where(short == 0, 0.1, short)  # at zero, ReLU has no slope
+        return np.where(short == 0, 0.1, short)  # ReLU has no slope at zero
 
     layer, x = row(Drawing(2, 3, 2, rank, 2.0 * rank, randn, rng))
     return layer, x, randn(*layer(x).shape)
 
 
 def _numbers_of(layer: Layer) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield the arrays and the numbers that a model's layers hold, by path; of an adapter also its scaling."""
+    """Yield the arrays and numbers of a model's layers by path, including an adapter's scaling."""
     for path, part in walk(layer):
         own = dict(members(part)) | {name: v for name, v in vars(part).items() if type(v) in (int, float, tuple)}
         own |= {"scaling": part.scaling} if "alpha" in own else {}  # type: ignore[attr-defined]
@@ -152,7 +152,7 @@ def _numbers_of(layer: Layer) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def _measured(loss: Callable[[Params], Array], params: Params, grads: Params) -> tuple[str, list[Slope]]:
-    """Return how slopes are measured, and them beside the gradients, one for each array."""
+    """Return how slopes are measured, and for each array its gradient with the slopes."""
     check_claim(params, grads, None)
     slopes, found = Slopes(loss, params, None), []
     central = slopes.distrust_complex_step(np.random.default_rng(0))
@@ -163,16 +163,16 @@ def _measured(loss: Callable[[Params], Array], params: Params, grads: Params) ->
     return "central" if central else "complex", found
 
 
-# --- lines as they run ---
+# --- executed lines ------
 
 
 def record(function: Callable[..., Any], *given: Any, paths: Mapping[int, str]) -> tuple[Any, list[TracedLine]]:
-    """Return a function's result, and each numbered line that ran; `paths` are those of layers, by identity."""
+    """Return a function's result, and each executed numbered line; `paths` are the layers' paths by identity."""
     lines: list[TracedLine] = []
 
     def enter(frame: FrameType, event: str, arg: Any) -> Any:
         numbered = _numbered(frame.f_code.co_filename)
-        if not numbered or frame.f_code.co_name.startswith("<"):  # a comprehension is part of its statement
+        if not numbered or frame.f_code.co_name.startswith("<"):  # a comprehension belongs to its statement
             return None
         running: TracedLine | None = None
 
@@ -187,7 +187,7 @@ def record(function: Callable[..., Any], *given: Any, paths: Mapping[int, str]) 
 
         return step
 
-    before = sys.gettrace()  # a debugger's, or that of a measurement of coverage
+    before = sys.gettrace()  # a debugger's, or a coverage tool's
     sys.settrace(enter)
     try:
         result = function(*given)
@@ -198,11 +198,11 @@ def record(function: Callable[..., Any], *given: Any, paths: Mapping[int, str]) 
 
 @cache
 def _numbered(file: str) -> dict[int, TracedLine]:
-    """Return the numbered statements of a file, not run yet, under each of their lines."""
+    """Return the numbered statements of a file under each of their lines."""
     source, found = "".join(linecache.getlines(file)), dict[int, TracedLine]()
     try:
         nodes = [*ast.walk(ast.parse(source))] if NUMBER.search(source) else []
-    except SyntaxError:  # of a page or a notebook, whose cells are Python
+    except SyntaxError:  # a page or a notebook, whose cells are Python
         return {}
     name = Path(file).relative_to(PACKAGES).as_posix() if Path(file).is_relative_to(PACKAGES) else Path(file).name
     for node in nodes:
@@ -216,7 +216,7 @@ def _numbered(file: str) -> dict[int, TracedLine]:
 
 
 def _path(frame: FrameType | None, paths: Mapping[int, str]) -> str:
-    """Return the path of the innermost layer of the model whose method is running."""
+    """Return the path of the model's innermost layer with a running method."""
     while frame is not None:
         if id(frame.f_locals.get("self")) in paths:
             return paths[id(frame.f_locals["self"])]
@@ -225,7 +225,7 @@ def _path(frame: FrameType | None, paths: Mapping[int, str]) -> str:
 
 
 def _values(code: str, frame: FrameType, returned: Any) -> LineArrays:
-    """Return what a statement that has run assigned, returned, or changed in place, as its call's first argument."""
+    """Return the values that a statement assigned, returned, or changed in place as its call's first argument."""
     statement: Any = ast.parse(code).body[0]
     if isinstance(statement, ast.Return):
         return _arrays("return", returned)
@@ -234,7 +234,7 @@ def _values(code: str, frame: FrameType, returned: Any) -> LineArrays:
     else:
         targets = statement.targets[-1:] if isinstance(statement, ast.Assign) else [statement.target]
     names = [ast.unparse(one) for target in targets for one in getattr(target, "elts", [target])]
-    scope = {**frame.f_locals}  # what stands left of an equals sign has no effect
+    scope = {**frame.f_locals}  # the left-hand side of an assignment has no effect
     return {key: a for name in names for key, a in _arrays(name, eval(name, frame.f_globals, scope)).items()}
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from minilora.audit.auditing import audit
-from minilora.files.peft import KEYS
+from minilora.files.peft import CONFIG_KEYS
 from minilora.texts import FileRefused
 
 from .adapters import EXPERTS, PREFIX, config, expert_factors, factors, mlx, model, paths, peft, sparse, written
@@ -50,7 +50,7 @@ def test_junk_is_reported_or_refused(tmp_path, seed):
         if rng.random() < 0.4:
             tensors, settings = expert_factors(), config(target_parameters=EXPERTS)
         for _ in range(rng.randrange(4)):
-            settings[rng.choice([*KEYS, "num_layers", "unknown"])] = rng.choice(JUNK)
+            settings[rng.choice([*CONFIG_KEYS, "num_layers", "unknown"])] = rng.choice(JUNK)
         for _ in range(rng.randrange(3)):
             name = rng.choice(list(tensors))
             array = tensors.pop(name)

@@ -748,7 +748,7 @@ def test_few_bits_of_an_unknown_format_are_looked_at(tmp_path):
     adapter = peft(tmp_path / "a", adapters.pairs({"lm_head": head.shape}), config("lm_head"))
     assert audit(adapter, tmp_path / "base").landing.found == 1
     first = "'model.layers.0.self_attn.q_proj.weight'"
-    with refused(f"{str(tmp_path / 'base')!r}: {first} is quantised, and there is no quantization_config"):
+    with refused(f"{str(tmp_path / 'base')!r}: {first} is quantised, but there is no quantization_config"):
         audit(adapter, tmp_path / "base", merged=tmp_path / "base")
 
 

@@ -552,7 +552,7 @@ def test_bad_lines_may_be_left_out_and_copies_are_told(shell):
     out = shell(few, "--save", "a")
     assert "skipped  3 unusable lines, now in bad.jsonl\n" in out
     assert "data     e.jsonl: 2 examples and 1 held out" in out
-    assert "\n         copies of other examples: 2\n         held out and trained on too: 1 of 1 examples" in out
+    assert "\n         duplicate examples: 2\n         held-out examples that are also trained on: 1 of 1" in out
     assert Path("bad.jsonl").read_text() == '{\n{"text": 3}\n[]\n'
     assert "now in bad.jsonl\n" in shell(few, "--save", "c")  # the same lines: as after a stop
     write_lines("held.jsonl", {"text": "the cat sat"}, "{")

@@ -141,7 +141,7 @@ def test_the_longest_example_is_cut_to_what_memory_allows(shell, machine):
     machine(10**10, 5_000_000)
     few = "finetune e.jsonl --model model --steps 1 --batch-size 2"
     out = shell(few, "--save", "a")
-    found = re.search(r"1 are cut after (\d+) tokens: (\d+) more .* --length 1204 keeps all", out)
+    found = re.search(r"1 truncated to (\d+) tokens, losing (\d+) .*--length 1204 keeps all", out)
     length, lost = map(int, found.groups())
     assert 100 < length == 1204 - lost
     assert shell.err == ""

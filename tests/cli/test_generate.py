@@ -269,7 +269,7 @@ def test_prompts_are_read_before_the_model_is(shell, monkeypatch):
     monkeypatch.setattr(Llama, "load", lambda *a, **k: pytest.fail("the model is loaded"))
     Path("p.jsonl").write_text('{"prompt": "a"}\n{"text": "a"}')
     said = shell.refused(GREEDY, "p.jsonl", "-o", "out.jsonl")
-    assert said == "'p.jsonl': line 2: it has neither a prompt nor messages"
+    assert said == "'p.jsonl': line 2: it has neither prompt nor messages"
     assert not Path("out.jsonl").exists()
 
 

@@ -159,7 +159,7 @@ def test_a_closed_pipe_changes_no_verdict(monkeypatch):
 
 
 def test_the_commands_have_every_precision_and_the_time_limit():
-    assert set(judge.PRECISIONS) == set(UNIT)
+    assert set(judge.CHECKED_DTYPES) == set(UNIT)
     assert judge.TIMEOUT == signature(child.check_in_child).parameters["timeout"].default == 20
 
 

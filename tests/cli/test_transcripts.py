@@ -36,7 +36,7 @@ EXAMPLES = [
 ]
 DIFFERS = [
     (r"after \d\d? s\b", "after T"),
-    (r"take about \d+ (s|min)", "take about T"),
+    (r"about \d+ (s|min) for", "about T for"),
     (r"(?m)^( *\d+ +\d+\.\d{3}(?: +\d+\.\d{3})?) +[\d,]+ +\d+ (?:s|min)(   of steps? .*)$", r"\1  SPEED  LEFT\2"),
     (r"[\d,]+ x 1e-6 of [\d,]+ x 1e-6 MB are free", "FREE of WHOLE MB are free"),
     (r"CPU \(.*?\)", "CPU"),

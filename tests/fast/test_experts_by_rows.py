@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
-from minilora.fast.experts_by_rows import ROWS, ExpertsByRows
+from minilora.fast.experts_by_rows import GATE_ROWS, ExpertsByRows
 from minilora.layers.experts import Experts
 from minilora.layers.stacked import StackedLinear
 
 
-@pytest.mark.parametrize("counts", [[0, 3, 2], [ROWS, 5, 2 * ROWS + 1], [1, 0, ROWS - 1]], ids=str)
+@pytest.mark.parametrize("counts", [[0, 3, 2], [GATE_ROWS, 5, 2 * GATE_ROWS + 1], [1, 0, GATE_ROWS - 1]], ids=str)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_the_gate_by_rows_is_the_gate_at_once(counts, dtype):
     rng = np.random.default_rng(0)

@@ -11,7 +11,7 @@ import pytest
 
 from minilora import FileRefused, load_adapter
 from minilora.audit.keys import READERS
-from minilora.files.peft import CHANGES_NUMBERS, KEYS, SCHEMA, read_config, refusals
+from minilora.files.peft import CHANGES_NUMBERS, CONFIG_KEYS, CONFIG_SCHEMA, read_config, refusals
 
 from ..support.adapter_folder import CONFIG, assert_same_adapters, variant
 
@@ -44,12 +44,12 @@ def test_keys_that_change_nothing_once_it_is_trained_are_taken(saved, tmp_path):
         "lora_ga_config": {"direction": "x"},
         "runtime_config": {"ephemeral_gpu_offload": False},
     }
-    assert harmless.keys() - {"peft_version"} == KEYS.keys() - CHANGES_NUMBERS - {"velora_config"}
+    assert harmless.keys() - {"peft_version"} == CONFIG_KEYS.keys() - CHANGES_NUMBERS - {"velora_config"}
     empty = {f"new_{i}": value for i, value in enumerate((None, False, [], {}, ""))}
     assert_same_adapters(load_adapter(variant(saved, tmp_path, harmless | empty)), load_adapter(saved))
 
 
-PARTLY = [key for key, entry in KEYS.items() if "x-supported" in entry]
+PARTLY = [key for key, entry in CONFIG_KEYS.items() if "x-supported" in entry]
 DEFAULTS = ["use_bdlora", "arrow_config", "kasa_config", "velora_config", "monteclora_config"]
 
 
@@ -58,9 +58,9 @@ def test_what_is_not_supported_is_said(saved, tmp_path, key):
     folder = variant(saved, tmp_path, {key: [1]})
     with pytest.raises(FileRefused) as error:
         load_adapter(folder)
-    assert str(error.value) == f"'{folder / CONFIG}': {key} is [1]: {KEYS[key]['x-refusal']}"
+    assert str(error.value) == f"'{folder / CONFIG}': {key} is [1]: {CONFIG_KEYS[key]['x-refusal']}"
     sound = json.loads((saved / CONFIG).read_text())
-    assert all(taken(tmp_path, sound | {key: value}) for value in KEYS[key]["x-supported"])
+    assert all(taken(tmp_path, sound | {key: value}) for value in CONFIG_KEYS[key]["x-supported"])
 
 
 VALUES = [
@@ -72,7 +72,7 @@ VALUES = [
 
 def test_reader_and_schema_take_the_same_values(tmp_path):
     """But for 2.0, which is an integer to a schema; and the schema takes what PEFT can do and we cannot."""
-    for key, value in product([*KEYS, "a_key_of_next_year"], VALUES):
+    for key, value in product([*CONFIG_KEYS, "a_key_of_next_year"], VALUES):
         config = {"peft_type": "LORA", "target_modules": ["q"], key: value}
         assert taken(tmp_path, config) == in_schema(config), config
 
@@ -98,11 +98,11 @@ def in_schema(config):
     return VALIDATOR.is_valid(config) and not list(refusals(config))
 
 
-VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)
+VALIDATOR = jsonschema.Draft202012Validator(CONFIG_SCHEMA)
 
 
 def test_the_schema_is_one_and_takes_what_we_write(saved):
-    jsonschema.Draft202012Validator.check_schema(SCHEMA)
+    jsonschema.Draft202012Validator.check_schema(CONFIG_SCHEMA)
     VALIDATOR.validate(json.loads((saved / CONFIG).read_text()))
 
 

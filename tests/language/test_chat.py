@@ -1,4 +1,4 @@
-"""A chat as the model's template writes it, and the tokens in it that count."""
+"""Chats as a template renders them, and the tokens in them that count."""
 
 import json
 from dataclasses import replace
@@ -14,7 +14,7 @@ from ..support.letters import TOKENS, parts, spell, words
 
 
 class Template:
-    """A chat template, as a function of the messages; behind the last turn `end`, or what lets the model answer."""
+    """A chat template made of a function of the messages; `end` or the generation prompt comes after the last turn."""
 
     def __init__(self, write, prompt="a:", end=""):
         self.write, self.prompt, self.end, self.tokens = write, prompt, end, {"eos_token": "<end>"}
@@ -27,14 +27,14 @@ class Template:
 
 
 def each(turn, prompt="a:", begin="", end=""):
-    """A template that writes turn by turn: `turn` gets a message, the first letter of its role, and its content."""
+    """Return a template that writes each turn with `turn(message, first letter of its role, content)`."""
     return Template(
         lambda messages: begin + "".join(turn(m, m["role"][0], m["content"]) for m in messages), prompt, end
     )
 
 
 def calls(message, *keys):
-    """What a template that knows tool calls writes of one."""
+    """Return the text for a message's tool calls, in a template that supports them."""
     return " ".join(str(call["function"][key]) for call in message.get("tool_calls") or [] for key in keys)
 
 
@@ -54,12 +54,12 @@ REPEATED = each(lambda m, role, said: f"<{m['role']}>{said}<end>", "<assistant>"
 
 
 def rewritten(change):
-    """A template that writes something else for a content."""
+    """Return a template that changes each content by a function."""
     return Template(lambda messages: TURNS.write([{**m, "content": change(m["content"])} for m in messages]))
 
 
 def chat(*contents, system=None, **more):
-    """Messages by turns, the last of them with more keys."""
+    """Return messages with alternating roles; the last one gets the additional keys."""
     roles = ["user", "assistant"] * len(contents)
     found = [{"role": role, "content": content} for role, content in zip(roles, contents, strict=False)]
     found[-1] |= more
@@ -93,7 +93,7 @@ def test_the_assistants_turns_count_with_their_end_tokens():
 
 
 def test_a_turn_without_an_end_token_counts_to_its_end():
-    """And from its beginning, also where a token stands across that."""
+    """It counts from its start, even if a token spans the start."""
     plain = each(lambda m, role, said: f"{role}: {said}\n")
     assert parts(*encode_chat(chat("hi", "hello", "why", "so"), plain, words())) == [" hello\n", " so\n"]
     lines = each(lambda m, role, said: f"{role}\n{said}<end>", "a\n")
@@ -102,8 +102,8 @@ def test_a_turn_without_an_end_token_counts_to_its_end():
     assert parts(ids, counted) == ["\n\nhello<end>"]
 
 
-def test_an_end_counts_that_is_a_turns_own():
-    """As Phi-3's: behind the last turn stands an end of the chat, which is no turn's own."""
+def test_only_a_turns_own_end_counts():
+    """As in Phi-3, the chat's own end token after the last turn belongs to no turn."""
     for turn, end in (("<end>", ""), ("<t>", "<end>")):
         template = each(lambda m, role, said, turn=turn: f"{role}:{said}{turn}", end=end)
         for turns in (1, 3):
@@ -113,7 +113,7 @@ def test_an_end_counts_that_is_a_turns_own():
 
 
 def test_what_a_template_marks_counts():
-    """Also where it takes back what the model thought before: transformers counts it so."""
+    """This holds even if the template drops the reasoning of earlier turns, as in transformers."""
     template, rendered = each(lambda m, role, said: said), []
 
     def marked(messages, tools=None):
@@ -140,42 +140,39 @@ MORE = [{"type": "text", "text": "hi", "cache": 1}]
 TOOLED = [{"id": "c1", "type": "function", "function": {"name": "sun", "arguments": {"at": "oslo"}}}]
 FLAT = TOOLED[0]["function"]  # as some write a call
 TWO_WAYS = (
-    "the chat template writes what stands before the end of message 2 in two ways: {} and, once more follows, {}. So "
-    "it cannot be said which tokens are the assistant's"
+    "the chat template changes the text before the end of message 2 from {} to {} when more follows, so the "
+    "assistant's tokens cannot be identified"
 )
-PART = "the chat template writes only a part of message {}, so the model cannot learn the rest: {!r}"
-NO_TRACE = (
-    "{} leaves no trace in what the chat template writes, so the model cannot learn it: take it out, or say it in the "
-    "content"
-)
+PART = "the chat template writes only part of message {}, so the model cannot learn the rest: {!r}"
+IGNORED_PART = "{} is ignored by the chat template, so the model cannot learn it: remove it, or put it into the content"
 REFUSED = [
     (FORGETS, chat(LOWER, 3 * UPPER, "why", "so"),
      TWO_WAYS.format(f"'{LOWER[6:]}<end>a:'", f"'{LOWER[6:]}{(3 * UPPER)[:40]}'")),
     (CLOSES, chat("hi", "hello", "why", "so"), TWO_WAYS.format("'hihello.'", "'hihellowhyso.'")),
     (PROMPTS, chat("hi", "hello"), TWO_WAYS.format(r"'<s>u:hi<end>\na: think'", r"'<s>u:hi<end>\na:hello<end>\n'")),
-    (TURNS, chat("hi"), "no message is from the assistant: there is nothing to learn. The roles are ['user']"),
-    (TURNS, [], "no message is from the assistant: there is nothing to learn. The roles are []"),
-    (TURNS, chat("hi", " \n"), r"message 2 is an empty answer of the assistant: ' \n'"),
-    (TURNS, chat("hi", None), "the content of message 2 is None, expected a text"),
-    *[(TURNS, chat(content, "a"), f"the content of message 1 is {content}, expected a text")
+    (TURNS, chat("hi"), "no message is from the assistant, so there is nothing to learn; the roles are ['user']"),
+    (TURNS, [], "no message is from the assistant, so there is nothing to learn; the roles are []"),
+    (TURNS, chat("hi", " \n"), r"message 2, from the assistant, is empty: ' \n'"),
+    (TURNS, chat("hi", None), "the content of message 2 is None, expected text"),
+    *[(TURNS, chat(content, "a"), f"the content of message 1 is {content}, expected text")
       for content in ([], ["hi"], PICTURE, NO_TEXT, MORE)],
     (TURNS, [{"content": "hi"}], "message 1 is {'content': 'hi'}, expected an object with role and content"),
     (TURNS, "hi", "message 1 is 'h', expected an object with role and content"),
-    (USERS, chat("hi", "hello", system="be kind"), NO_TRACE.format("content of message 1")),
-    *[(TURNS, chat("hi", "hello", **{key: value}), NO_TRACE.format(f"the key {key!r} of message 2"))
+    (USERS, chat("hi", "hello", system="be kind"), IGNORED_PART.format("content of message 1")),
+    *[(TURNS, chat("hi", "hello", **{key: value}), IGNORED_PART.format(f"the key {key!r} of message 2"))
       for key, value in {"tool_calls": TOOLED, "name": "ann", "weight": 0, "train": False}.items()],
-    (NAMELESS, chat("hi", "hello", tool_calls=TOOLED), NO_TRACE.format("name of tool call 1 of message 2")),
-    (NAMELESS, chat("hi", "hello", tool_calls=TOOLED * 2), NO_TRACE.format("name of tool call 1 of message 2")),
-    (WORDLESS, chat("hi", "hello", tool_calls=TOOLED), NO_TRACE.format("arguments of tool call 1 of message 2")),
-    (NAMELESS, chat("hi", "hello", tool_calls=[FLAT]), NO_TRACE.format("name of tool call 1 of message 2")),
+    (NAMELESS, chat("hi", "hello", tool_calls=TOOLED), IGNORED_PART.format("name of tool call 1 of message 2")),
+    (NAMELESS, chat("hi", "hello", tool_calls=TOOLED * 2), IGNORED_PART.format("name of tool call 1 of message 2")),
+    (WORDLESS, chat("hi", "hello", tool_calls=TOOLED), IGNORED_PART.format("arguments of tool call 1 of message 2")),
+    (NAMELESS, chat("hi", "hello", tool_calls=[FLAT]), IGNORED_PART.format("name of tool call 1 of message 2")),
     (CALLS, chat("hi", "hello", tool_calls=TOOLED, tool_call_id="c1"),
-     NO_TRACE.format("the key 'tool_call_id' of message 2")),
+     IGNORED_PART.format("the key 'tool_call_id' of message 2")),
     (rewritten(lambda said: said.split("</think>")[-1]), THINKS, PART.format(2, THINKS[1]["content"])),
     (rewritten(lambda said: said[:10]), THINKS, PART.format(2, THINKS[1]["content"])),
     (rewritten(lambda said: said.splitlines()[0]), THINKS, PART.format(2, THINKS[1]["content"])),
     (rewritten(lambda said: said[3:]), THINKS, PART.format(1, "hi hi")),
     (REPEATED, [{"role": "human", "content": "human?"}, *chat("hi", "yes")[1:]],
-     "the role of message 1 is 'human', which the chat template merely repeats, expected one of system, user, "
+     "the role of message 1 is 'human', which the chat template merely copies, expected one of system, user, "
      """assistant, tool, developer: jq -c '.messages[].role |= ({"human": "user"}[.] // .)' renames roles"""),
 ]  # fmt: skip
 
@@ -186,8 +183,8 @@ def test_a_chat_that_cannot_be_learned_whole_is_refused(template, messages, mess
         write_chat(messages, template)
 
 
-def test_tools_that_leave_no_trace_are_refused():
-    with refused(NO_TRACE.format("tool 1 of its tools"), ValueError):
+def test_tools_that_the_template_ignores_are_refused():
+    with refused(IGNORED_PART.format("tool 1 of its tools"), ValueError):
         write_chat(chat("hi", "hello"), TURNS, [{"name": "sun"}])
 
 
@@ -195,12 +192,12 @@ def test_tools_that_leave_no_trace_are_refused():
 
 
 def named(message, role, said):
-    """As a template that has its own name for a role."""
+    """Render like a template that has its own name for a role."""
     return f"<{ {'human': 'user'}.get(message['role'], message['role']) }>{said}<end>"
 
 
 def first_system(messages):
-    """As a template whose system message is its own where the chat has none."""
+    """Render like a template with a default system message."""
     first, *others = messages if messages[0]["role"] == "system" else [{"content": ""}, *messages]
     return f"{first['content'] or 'be kind'}<end>" + TURNS.write(others)
 
@@ -222,7 +219,7 @@ def test_a_template_may_write_a_chat_in_its_own_way():
         assert write_chat(messages, template)[0] == template.render(messages)
 
 
-def test_parts_that_are_texts_are_joined_with_nothing_between():
+def test_text_parts_are_joined_without_a_separator():
     parted = chat([{"type": "text", "text": "h"}, {"type": "text", "text": "i"}], [{"type": "text", "text": "hello"}])
     assert write_chat(parted, TURNS) == write_chat(chat("hi", "hello"), TURNS)
 
@@ -230,7 +227,7 @@ def test_parts_that_are_texts_are_joined_with_nothing_between():
 # --- what it costs, and a question ---
 
 
-def test_traces_of_contents_cost_one_more_chat():
+def test_finding_contents_takes_one_more_rendering():
     rendered, texts, found = [], [], words()
     template = Template(lambda messages: rendered.append(messages) or TURNS.write(messages))
     counting = replace(found, tokens=lambda text: texts.append(text) or found.tokens(text), encode=None)
@@ -239,17 +236,17 @@ def test_traces_of_contents_cost_one_more_chat():
     assert (len(texts), len(ids)) == (1, len(counted))  # and it is encoded once
 
 
-def test_a_question_ends_with_what_lets_the_model_answer():
+def test_a_question_ends_with_the_generation_prompt():
     prompt = Dialogue(TURNS, words(last=())).ask("hi")
     assert spell(prompt.ids) == "<s>u:hi<end>\na:"
     assert prompt.end == {1}  # the end of a turn, though the model names no end
     assert Dialogue(SILENT, words(last=(5,))).ask("hi").end == {5}
     assert Dialogue(LINES, words(last=(5,))).ask("hi").end == {5}  # no letter ends a turn, such as the one before \n
-    with pytest.raises(ValueError, match="the chat template ignores a system message"):
+    with pytest.raises(ValueError, match="the chat template ignores the system message"):
         Dialogue(USERS, words(), with_system([], "be kind")).ask("hi")
 
 
-def test_after_an_answer_of_nothing_the_next_ends_as_before():
+def test_after_an_empty_answer_the_next_ends_as_before():
     dialogue = Dialogue(TURNS, words(last=()))
     dialogue.ask("hi")
     dialogue.answered("")
@@ -258,7 +255,7 @@ def test_after_an_answer_of_nothing_the_next_ends_as_before():
 
 
 @pytest.mark.parametrize("role", ["system", "developer"])
-def test_a_chats_own_system_message_stays_alone(role):
+def test_a_chats_own_system_message_stays_the_only_one(role):
     own = [{"role": role, "content": "be brief"}, {"role": "user", "content": "hi"}]
     assert with_system(own, "be kind") == own
     for others in (own[1:], own[::-1]):  # also where it comes later

@@ -1,4 +1,4 @@
-"""What config.json says of a decoder, and what is refused by its name."""
+"""Decoders' configurations from config.json, and settings that are refused by name."""
 
 import dataclasses
 import math
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from minilora import LlamaConfig
-from minilora.language.config import MODEL_KINDS, QUANTIZATION_MUST, SUPPORTED, MixtureConfig, from_json
+from minilora.language.config import MODEL_KINDS, SUPPORTED, SUPPORTED_QUANTIZATION, MixtureConfig, from_json
 from minilora.texts import FileRefused
 
 from ..support.compare import refused
@@ -30,19 +30,19 @@ OTHER = {"something": "else"}
 
 
 def parsed(**changes) -> LlamaConfig:
-    """Return what a config.json with these changes says; "absent" leaves a setting out."""
+    """Return the configuration in a config.json with these changes; "absent" removes a setting."""
     settings = CONFIG | changes
     return from_json(Path("config.json"), {name: value for name, value in settings.items() if value != "absent"})
 
 
-def test_a_window_of_the_whole_context_is_none():
-    """A token at the last of W positions sees itself and the W - 1 before it: all there are."""
+def test_a_window_over_the_whole_context_changes_nothing():
+    """The token at the last of W positions sees itself and the W - 1 before it, which is all of them."""
     for kind in ("mistral", "qwen2"):
         asked = {"model_type": kind, "architectures": None, "use_sliding_window": True, "sliding_window": 8}
         assert parsed(**asked, max_position_embeddings=8).max_position_embeddings == 8
 
 
-def test_what_a_configuration_leaves_out_is_as_usual():
+def test_missing_settings_have_transformers_defaults():
     names = ("head_dim", "num_key_value_heads", "rms_norm_eps", "rope_theta", "tie_word_embeddings")
     found = parsed(**dict.fromkeys(names, "absent"), num_attention_heads=3)
     assert (found.head_dim, found.num_key_value_heads, found.rms_norm_eps) == (4, 3, 1e-6)
@@ -53,7 +53,7 @@ def test_what_a_configuration_leaves_out_is_as_usual():
     assert len(parsed(head_dim=1 << 16).frequencies) == 1 << 15
 
 
-def test_heads_that_a_file_leaves_out_are_its_kinds():
+def test_missing_numbers_of_heads_are_those_of_the_kind():
     keys = {"llama": 32, "mistral": 8, "qwen2": 32, "qwen3": 32, "mixtral": 8, "qwen2_moe": 16, "qwen3_moe": 4}
     bare = {"architectures": None, "num_key_value_heads": "absent", "head_dim": "absent", "sliding_window": None}
     for kind, count in keys.items():
@@ -61,7 +61,7 @@ def test_heads_that_a_file_leaves_out_are_its_kinds():
         assert (found.num_key_value_heads, found.head_dim) == (count, 128 if kind == "qwen3" else 2)
 
 
-def test_rotary_settings_may_stand_in_two_places():
+def test_rotary_settings_may_be_in_two_places():
     for beside in ("absent", 400.0):
         found = parsed(rope_parameters={"rope_type": "default", "rope_theta": 400.0}, rope_theta=beside)
         np.testing.assert_allclose(found.frequencies, [1.0, 1 / 20], rtol=1e-12)
@@ -72,7 +72,7 @@ def test_rotary_settings_may_stand_in_two_places():
 
 
 def llama3(f, factor=8.0, low=1.5, high=4.0, trained=100):
-    """Llama 3's rule by the length of a turn, 2 pi / f, as its authors wrote it."""
+    """Return Llama 3's frequencies by its authors' formula, which uses the wavelength 2 pi / f."""
     turn = 2 * math.pi / f
     if turn < trained / high:
         return f
@@ -83,8 +83,8 @@ def llama3(f, factor=8.0, low=1.5, high=4.0, trained=100):
 
 
 @pytest.mark.parametrize("place", ["rope_parameters", "rope_scaling"])
-def test_rotary_frequencies_are_scaled_as_they_say(place):
-    """The 16 pairs turn from 0.3 to 16 times over the length that was trained on."""
+def test_rotary_frequencies_are_scaled_as_the_settings_say(place):
+    """The 16 pairs rotate 0.3 to 16 times over the original context."""
     plain = [100.0 ** (-i / 16) for i in range(16)]
     for rope, expected in (
         ({"rope_type": "linear", "factor": 4.0}, [f / 4 for f in plain]),
@@ -107,7 +107,7 @@ HARMLESS = [
 ]
 
 
-def test_settings_that_change_nothing_are_passed_over():
+def test_settings_that_change_nothing_are_ignored():
     for harmless in HARMLESS:
         assert parsed(**harmless) == parsed()
 
@@ -115,11 +115,12 @@ def test_settings_that_change_nothing_are_passed_over():
 MISTRAL = {"model_type": "mistral", "architectures": None}
 WINDOW = {"sliding_window": 8, "max_position_embeddings": 9}
 READ = "'llama', 'mistral', 'qwen2', 'qwen3', 'mixtral', 'qwen2_moe', 'qwen3_moe'"
-NO_WINDOW = "supported: no window, or one that reaches over as many tokens"
-ONE_OF_TWO = "expected one of the two, since versions of transformers differ in which they take"
+NO_WINDOW = "supported: no window, or one that is at least as long"
+GROUPS = "expected key-value heads that divide the attention heads, and an even head_dim"
+ONE_OF_TWO = "expected only one of them, since it depends on the version of transformers which one is used"
 SETTINGS = [
     ({"architectures": ["MistralForCausalLM"]},
-     "architectures is ['MistralForCausalLM'] and model_type 'llama': expected ['LlamaForCausalLM']"),
+     "architectures is ['MistralForCausalLM'], expected ['LlamaForCausalLM'] for model_type 'llama'"),
     ({"model_type": "absent"}, f"model_type is None, supported: {READ}"),
     ({"hidden_act": "gelu"}, "hidden_act is 'gelu', supported: 'silu', 'swish'"),
     ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}},
@@ -150,19 +151,19 @@ SETTINGS = [
      "rope_scaling is {'rope_type': 'yarn', 'factor': 4.0} and rope_parameters is {'rope_type': 'default'}: "
      f"{ONE_OF_TWO}"),
     ({"rope_theta": 10.0, "rope_parameters": {"rope_theta": 400.0}},
-     "rope_theta is 400.0 in the rotary settings and 10.0 next to them"),
+     "rope_theta is 400.0 in the rotary settings and 10.0 outside them"),
     ({"rope_parameters": LLAMA3, "original_max_position_embeddings": 50},
-     "original_max_position_embeddings is 100 in the rotary settings and 50 next to them"),
+     "original_max_position_embeddings is 100 in the rotary settings and 50 outside them"),
     ({"rope_scaling": {"rope_type": "linear", "type": "default", "factor": 4.0}},
-     "rope_type is 'linear' in the rotary settings and 'default' next to them"),
+     "rope_type is 'linear' in the rotary settings and 'default' outside them"),
     ({"rope_parameters": {"full_attention": {"rope_type": "linear"}}},
-     "the rotary settings hold 'full_attention', one kind of layers: expected one for all layers"),
+     "the rotary settings contain 'full_attention', a group for some layers: expected one for all layers"),
     ({"layer_types": ["full_attention", "sliding_attention"]},
      "layer_types is ['full_attention', 'sliding_attention'], supported: 'full_attention'"),
     ({"hidden_size": "absent"}, "there is no 'hidden_size'"),
     ({"hidden_size": "12"}, "hidden_size must be an integer, got '12'"),
     ({"num_hidden_layers": 0}, "num_hidden_layers must be at least 1, got 0"),
-    ({"head_dim": 10**9}, "head_dim 1000000000: expected at most 65536"),
+    ({"head_dim": 10**9}, "head_dim is 1000000000, expected at most 65536"),
     ({"rms_norm_eps": 0}, "rms_norm_eps must be above 0 and finite, got 0"),
     ({"rms_norm_eps": "1e-5"}, "rms_norm_eps must be a number, got '1e-5'"),
     ({"rope_theta": 1}, "rope_theta must be above 1 and finite, got 1"),
@@ -186,7 +187,7 @@ NOT_IMPLEMENTED = {
 
 
 @pytest.mark.parametrize("name", NOT_IMPLEMENTED)
-def test_a_setting_has_its_values_and_no_other(name):
+def test_a_setting_accepts_only_its_supported_values(name):
     for value in SUPPORTED[name]:
         assert parsed(**{name: [value] if name == "layer_types" else value}) == parsed()
     for other in (NOT_IMPLEMENTED[name], OTHER, *([] if None in SUPPORTED[name] else [None])):
@@ -194,16 +195,16 @@ def test_a_setting_has_its_values_and_no_other(name):
             parsed(**{name: other})
 
 
-@pytest.mark.parametrize("name", QUANTIZATION_MUST)
-def test_a_setting_of_quantisation_has_its_values_and_no_other(name):
+@pytest.mark.parametrize("name", SUPPORTED_QUANTIZATION)
+def test_a_quantisation_setting_accepts_only_its_supported_values(name):
     sound = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
-    for value in QUANTIZATION_MUST[name]:
+    for value in SUPPORTED_QUANTIZATION[name]:
         assert parsed(quantization_config=sound | {name: value}) == parsed()
     with pytest.raises(FileRefused, match=rf"quantization_config: {name} is {OTHER}, supported: "):
         parsed(quantization_config=sound | {name: OTHER})
 
 
-def test_each_kind_of_model_and_its_class_is_one():
+def test_each_kind_of_model_needs_its_own_class():
     names = {kind.architecture for kind in MODEL_KINDS.values()}
     for value, kind in MODEL_KINDS.items():
         for classes in ([kind.architecture], [], None):
@@ -214,7 +215,7 @@ def test_each_kind_of_model_and_its_class_is_one():
                 parsed(model_type=value, architectures=[other])
 
 
-def test_other_kinds_are_refused_with_those_that_are_read():
+def test_other_kinds_are_refused_with_the_supported_ones_named():
     for kind in ("gemma", "gemma2", "phi3", "gpt2", "mistral3", "llama4", "deepseek_v3", "gpt_oss", "olmoe", None, []):
         with pytest.raises(FileRefused, match=re.escape(f"model_type is {kind!r}, supported: {READ}")):
             parsed(model_type=kind)
@@ -240,12 +241,12 @@ def test_both_spellings_of_the_number_of_experts_are_read():
         neither = dict.fromkeys(("num_experts", "num_local_experts"), "absent")
         for name in neither:
             assert of_mixture(kind, **neither | {name: 5}).mixture.num_experts == 5
-        said = "expected one of the two, since kinds of models differ in which they take"
+        said = "expected only one of them, since it depends on the kind of model which one is used"
         with refused(f"'config.json': num_experts is 4 and num_local_experts 5: {said}"):
             of_mixture(kind, num_experts=4, num_local_experts=5)
 
 
-def test_what_a_mixture_leaves_out_is_as_in_transformers():
+def test_missing_mixture_settings_have_transformers_defaults():
     bare = {"architectures": None, "rope_theta": "absent", "rms_norm_eps": "absent"}
     found = [parsed(model_type=kind, **bare) for kind in KINDS_OF_MIXTURE]
     assert [config.mixture for config in found] == [
@@ -258,7 +259,7 @@ def test_what_a_mixture_leaves_out_is_as_in_transformers():
     assert [config.attention_bias for config in found] == [False, True, False]
 
 
-def test_layers_without_a_mixture_are_those_that_transformers_leaves_out():
+def test_layers_without_a_mixture_are_the_same_as_in_transformers():
     found = of_mixture("qwen3_moe", num_hidden_layers=6, decoder_sparse_step=2, mlp_only_layers=[3, 9])
     mixed = [layer for layer in range(6) if f"model.layers.{layer}.mlp.gate.weight" in found.shapes()]
     assert mixed == [1, 5]
@@ -273,11 +274,11 @@ SIZES = [
     (V, "llama", {"vocab_size": 0}, "vocab_size must be at least 1, got 0"),
     (T, "llama", {"head_dim": 2.0}, "head_dim must be an integer, got 2.0"),
     (V, "llama", {"head_dim": 3},
-     "4 attention heads, 2 key-value heads, head_dim 3: expected groups of one size and an even head_dim"),
-    (V, "llama", {"head_dim": 6}, "there are 2 frequencies, expected 3: head_dim is 6"),
-    (V, "llama", {"head_dim": 2}, "there are 2 frequencies, expected 1: head_dim is 2"),
+     "4 attention heads, 2 key-value heads, head_dim 3: " + GROUPS),
+    (V, "llama", {"head_dim": 6}, "there are 2 frequencies, expected head_dim / 2 = 3"),
+    (V, "llama", {"head_dim": 2}, "there are 2 frequencies, expected head_dim / 2 = 1"),
     (V, "llama", {"num_key_value_heads": 3},
-     "4 attention heads, 3 key-value heads, head_dim 4: expected groups of one size and an even head_dim"),
+     "4 attention heads, 3 key-value heads, head_dim 4: " + GROUPS),
     (V, "llama", {"rms_norm_eps": 0.0}, "rms_norm_eps must be above 0 and finite, got 0.0"),
     (V, "llama", {"max_position_embeddings": 0}, "max_position_embeddings must be at least 1, got 0"),
     (T, "llama", {"tie_word_embeddings": "no"}, "tie_word_embeddings must be True or False, got 'no'"),
@@ -291,14 +292,14 @@ SIZES = [
      "mixture must be None for a llama, got ~"),
     (T, "mixtral", {"mixture": None}, "mixture must be a MixtureConfig, got NoneType"),
     (V, "mixtral", {"mixture": MixtureConfig(4, 2, 5, norm_topk_prob=False)},
-     "a mixtral renormalises, has no shared expert and a mixture in each layer, got ~"),
+     "a mixtral has norm_topk_prob, no shared expert and mixtures in all layers, got ~"),
     (V, "mixtral", {"mixture": MixtureConfig(4, 2, 5, mlp_only_layers=(0,))},
-     "a mixtral renormalises, has no shared expert and a mixture in each layer, got ~"),
+     "a mixtral has norm_topk_prob, no shared expert and mixtures in all layers, got ~"),
     (V, "mixtral", {"attention_bias": True}, "attention_bias must be False for a mixtral, got True"),
     (V, "qwen2_moe", {"mixture": MixtureConfig(4, 2, 5)},
-     "a qwen2_moe has a shared expert, and no other kind, got ~ of a qwen2_moe"),
+     "a qwen2_moe must have a shared expert, and other kinds must not, got ~ for a qwen2_moe"),
     (V, "qwen3_moe", {"mixture": MixtureConfig(4, 2, 5, shared_expert_intermediate_size=3)},
-     "a qwen2_moe has a shared expert, and no other kind, got ~ of a qwen3_moe"),
+     "a qwen2_moe must have a shared expert, and other kinds must not, got ~ for a qwen3_moe"),
     (V, "mixture", {"num_experts": 0}, "num_experts must be at least 1, got 0"),
     (V, "mixture", {"num_experts_per_tok": 5}, "num_experts_per_tok must be at most 4, got 5"),
     (V, "mixture", {"moe_intermediate_size": 0}, "moe_intermediate_size must be at least 1, got 0"),

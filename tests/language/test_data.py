@@ -1,4 +1,4 @@
-"""Texts as windows, lines as rows: which targets count, what is refused, what is shown. The oracle is by hand."""
+"""Training data from texts and .jsonl files, compared with rows that are written out by hand."""
 
 import json
 import re
@@ -19,12 +19,12 @@ from minilora.language.data import (
     Text,
     checked,
     encode_example,
-    is_glued,
     load_data,
     of_examples,
     pad,
     read_lines,
     rows_of,
+    runs_together,
     show,
 )
 from minilora.language.files.chattemplate import ChatTemplate
@@ -61,8 +61,8 @@ def shown(x, y):
     return spell(x), "".join("-" if i == IGNORE_INDEX else TOKENS[i] for i in y)
 
 
-def test_an_example_is_cut_and_a_text_goes_on():
-    """In rows of its own."""
+def test_an_example_is_cut_and_a_text_continues():
+    """A text continues in further rows, which contain nothing else."""
     cut = {5: [("abcde", "--def")], 4: [("abcd", "--de")], 3: [("abc", "--d")], 2: []}  # the prompt fills the last
     for length, expected in cut.items():
         assert [shown(*row) for row in rows_of(example("abcdef", 3), length)] == expected
@@ -73,8 +73,8 @@ def test_an_example_is_cut_and_a_text_goes_on():
         assert all(len(x) == len(y) <= length for x, y in rows)
 
 
-def test_what_fills_a_row_changes_neither_loss_nor_gradient():
-    """Each example alone, without what fills it, weighs as many targets as it has."""
+def test_padding_changes_neither_loss_nor_gradient():
+    """The expected loss weights each example, computed separately without padding, by its number of targets."""
     rng = np.random.default_rng(0)
     model = adapt(tiny_llama(), "all-linear", rank=2, alpha=4, rng=rng)
     for p in model.trainable().values():
@@ -108,7 +108,7 @@ def write(path, records):
 
 @pytest.fixture
 def load(tmp_path, model_dir):
-    """A function that writes lines into a file, and loads them."""
+    """Return a function that writes lines into a file and loads them."""
 
     def load(records, *length, **options):
         return load_data(write(tmp_path / "e.jsonl", records), model_dir, *length, **options)
@@ -137,7 +137,7 @@ def test_one_example_in_ten_is_held_out(load, count):
 
 
 @pytest.mark.parametrize("measured", [None, 32, 99])
-def test_what_is_held_out_is_measured_whole_or_as_asked(measured, load, tmp_path):
+def test_all_or_the_requested_held_out_rows_are_measured(measured, load, tmp_path):
     data = load(["", {"text": "cat"}, "", {"text": "dog" * 200}], 8, measured=measured)
     assert texts(data.Y) == ["at."]
     assert data.row_tokens == 3
@@ -150,29 +150,36 @@ def test_what_is_held_out_is_measured_whole_or_as_asked(measured, load, tmp_path
 
 
 def test_one_example_is_shown_with_what_counts_marked(load):
-    """Of a text all but the first token, which is no target; of a long example a part."""
+    """In a text all tokens but the first count; a long example is shown in part."""
     records = [{"prompt": "the\ncat ", "completion": f"sat\non{i}"} for i in "abcdefghij"]
     data = load(records, 13)
     assert data.example.split("\n") == [
-        *("example  line 1, 14 tokens; the 6 behind a | count:", "    the\\n", "    cat ", "  | sat\\n", "  | on"),
+        *(
+            "example  line 1, 14 tokens, of which the 6 after a | count:",
+            "    the\\n",
+            "    cat ",
+            "  | sat\\n",
+            "  | on",
+        ),
     ]
-    cut = "10 are cut after 13 tokens: 20 more that count are lost, and --length 15 keeps all"
+    cut = "10 truncated to 13 tokens, losing 20 that count (--length 15 keeps all)"
     assert data.summary.endswith(f"60 of 160 tokens count, {cut}")
     assert show(example("abc", 0, whole=True), 9, words()).split("\n") == [
-        *("example  line 1, 3 tokens; the 2 behind a | count:", "    a", "  | bc"),
+        *("example  line 1, 3 tokens, of which the 2 after a | count:", "    a", "  | bc"),
     ]
     lines = show(example("a\n" * 500, 2), 10_000, words()).split("\n")
     assert len(lines) == 42
     assert lines[1:3] == ["    a\\n", "  | a\\n"]
-    assert lines[21] == "    ... 460 lines more ..."
+    assert lines[21] == "    ... 460 more lines ..."
 
 
 GOOD = {"prompt": "a", "completion": "b"}
 HI = {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]}
 FORMS = '{"messages": [...]}, {"prompt": ..., "completion": ...} or {"text": ...}'
 EXPECTED = f"expected a plain text, or a .jsonl file whose lines are each {FORMS}"
-SYSTEM = """jq -c '{messages: ([{role: "system", content: .system}] + .messages)}' puts it among the messages"""
-INPUT = r"""jq -c '{prompt: (.prompt + "\n\n" + .input), completion}' puts it into the prompt"""
+ONLY = "a chat template receives only messages and tools"
+SYSTEM = """jq -c '{messages: ([{role: "system", content: .system}] + .messages)}' makes it a message"""
+INPUT = r"""jq -c '{prompt: (.prompt + "\n\n" + .input), completion}' appends it to the prompt"""
 LINES = [  # a line, and why it cannot be used
     ('{"prompt": "a"', "Input data was truncated"),
     ("[1]", f"it is [1], expected one of {FORMS}"),
@@ -184,39 +191,39 @@ LINES = [  # a line, and why it cannot be used
     ({"prompt": None, "completion": "a"}, "Expected `str`, got `null` - at `$.prompt`"),
     ({"text": ""}, "its text is empty: ''"),
     ({"messages": HI["messages"][:1]},
-     "no message is from the assistant: there is nothing to learn. The roles are ['user']"),
-    *(({**GOOD, key: [{"name": "f"}]}, f"its {key} would be lost: a template gets messages and tools alone")
+     "no message is from the assistant, so there is nothing to learn; the roles are ['user']"),
+    *(({**GOOD, key: [{"name": "f"}]}, f"its {key} would be ignored: {ONLY}")
       for key in ("tools", "functions", "function_call", "chat_template_kwargs")),
-    ({"messages": [], "documents": ["a"]}, "its documents would be lost: a template gets messages and tools alone"),
+    ({"messages": [], "documents": ["a"]}, f"its documents would be ignored: {ONLY}"),
     ('{"prompt": "cut: \\ud83d", "completion": "a"}',
      "JSON is malformed: unexpected end of escaped utf-16 surrogate pair (byte 23)"),
     ('{"prompt": "a", "completion": "b", "id": NaN}', "JSON is malformed: invalid character (byte 41)"),
     ({**HI, "tools": "f"}, "Expected `array | null`, got `str` - at `$.tools`"),
-    *[({**GOOD, key: "x"}, f"its {key} would be lost: the model reads texts alone")
+    *[({**GOOD, key: "x"}, f"its {key} would be ignored: the model reads only text")
       for key in ("images", "videos", "audios")],
-    ({**HI, "system": "be kind"}, f"its system would be lost: {SYSTEM}"),
-    ({**GOOD, "input": "x"}, f"its input would be lost: {INPUT}"),
+    ({**HI, "system": "be kind"}, f"its system would be ignored: {SYSTEM}"),
+    ({**GOOD, "input": "x"}, f"its input would be ignored: {INPUT}"),
     ({**GOOD, "chosen": "x"},
-     "its chosen would be lost: jq -c '{prompt, completion: .chosen}' makes it the completion"),
-    ({**GOOD, "rejected": "x"}, "its rejected would be lost: jq -c 'del(.rejected)' leaves it out"),
+     "its chosen would be ignored: jq -c '{prompt, completion: .chosen}' makes it the completion"),
+    ({**GOOD, "rejected": "x"}, "its rejected would be ignored: jq -c 'del(.rejected)' removes it"),
     *[({**GOOD, "weight": weight},
-       "its weight would be lost: every example counts alike, and jq -c 'del(.weight)' says so")
+       "its weight would be ignored: all examples have the same weight, and jq -c 'del(.weight)' removes it")
       for weight in (0, 0.1)],
 ]  # fmt: skip
 BAD = [line for line, _ in LINES]
 FILES = [
-    ("e.json", "[]", f"its name is that of JSON or a table: {EXPECTED}"),
-    *((f"e.{end}", "a,b", f"its name is that of JSON or a table: {EXPECTED}") for end in ("CSV", "tsv", "ndjson")),
+    ("e.json", "[]", f".json is structured data: {EXPECTED}"),
+    *((f"e.{end}", "a,b", f".{end} is structured data: {EXPECTED}") for end in ("CSV", "tsv", "ndjson")),
     ("e.txt", f"{json.dumps(GOOD)}\n{json.dumps(GOOD)}\n", f"it contains JSON: {EXPECTED}"),
     ("e.txt", json.dumps([GOOD] * 3, indent=2), f"it contains JSON: {EXPECTED}"),
     ("e.jsonl", json.dumps(GOOD),
-     "1 of its 1 examples has a token to learn in a row of 8, expected at least 2, one of them to hold out"),
+     "examples with a token that counts in a row of 8: 1 of 1, expected at least 2, one of them to hold out"),
     ("e.jsonl", lined([GOOD, "", BAD[1], GOOD]), f"line 3: {LINES[1][1]}"),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("name", "text", "message"), FILES)
-def test_a_file_is_refused_by_what_it_holds(tmp_path, model_dir, monkeypatch, name, text, message):
+def test_a_file_is_refused_by_its_contents(tmp_path, model_dir, monkeypatch, name, text, message):
     monkeypatch.chdir(tmp_path)
     Path(name).write_text(text)
     with refused(f"{name!r}: {message}"):
@@ -229,11 +236,12 @@ def test_a_line_nested_too_deep_is_refused(load):
 
 
 def test_too_few_examples_name_the_length_that_keeps_all():
-    long, found = Example(1, np.arange(9), np.arange(9) == 8, whole=False), "has a token to learn in a row of 3"
+    long = Example(1, np.arange(9), np.arange(9) == 8, whole=False)
+    found = "examples with a token that counts in a row of 3"
     for examples, held_out, message in (
-        (0, 0, f"0 of its 0 examples {found}, expected at least 1"),
-        (1, 0, f"0 of its 1 examples {found}, expected at least 1: --length 8 keeps all"),
-        (2, 0.1, f"0 of its 2 examples {found}, expected at least 2, one of them to hold out: --length 8 keeps all"),
+        (0, 0, f"{found}: 0 of 0, expected at least 1"),
+        (1, 0, f"{found}: 0 of 1, expected at least 1: --length 8 keeps all"),
+        (2, 0.1, f"{found}: 0 of 2, expected at least 2, one of them to hold out: --length 8 keeps all"),
     ):
         with refused(f"'e': {message}"):
             of_examples(Path("e"), [long] * examples, 3, None, held_out)
@@ -259,7 +267,7 @@ def test_ids_that_the_model_lacks_are_refused(load):
     data = load([GOOD] * 4, 8)
     assert data.largest_id == 27
     check_vocabulary(data.largest_id, 29)
-    with pytest.raises(ValueError, match=r"gives ids up to 27, and the model has 27 tokens: another model's$"):
+    with pytest.raises(ValueError, match=r"gives ids up to 27, expected below 27: use the model's tokenizer"):
         check_vocabulary(data.largest_id, 27)
     for name in ("X", "Y", "X_held", "Y_held"):  # wherever it stands
         assert replace(data, **{name: getattr(data, name) * 0 + 99}).largest_id == 99
@@ -281,26 +289,26 @@ def test_without_a_length_nothing_that_counts_is_lost(load):
 
 
 def test_the_summary_says_what_a_length_loses(load):
-    """And a loss by hand: of each example what stands behind its row's last target."""
+    """The number of lost targets is computed by hand: those after each row's last target."""
     pairs = [(3, 2), (40, 9), (2, 7), (1, 4), (9, 9), (5, 1)]
     data, whole, less = (load(prompts(*pairs), length) for length in (8, None, 48))
     lost = sum(min(after + 1, max(0, before + after + 1 - 9)) for before, after in pairs)
     assert data.summary.endswith(
-        f", 3 are cut after 8 tokens: {lost} more that count are lost, and --length 49 keeps all"
-        "; 2 with nothing to learn in a row of 8 are left out (lines 2, 5)"
+        f", 3 truncated to 8 tokens, losing {lost} that count (--length 49 keeps all)"
+        "; 2 dropped for having none that counts in a row of 8 (lines 2, 5)"
     )
     assert len(data.X) + len(data.X_held) == 4
-    assert "1 are cut after 48 tokens: 1 more that count" in less.summary
+    assert "1 truncated to 48 tokens, losing 1 that count" in less.summary
     again = data.with_length(49)
     assert "are cut" not in again.summary
     assert again.summary == whole.summary
     np.testing.assert_array_equal(again.X, whole.X)
     for length, cut in ((7, False), (6, False), (5, True)):  # with the end, 7 tokens: the last is a target alone
-        assert (f", 4 are cut after {length} tokens" in load(prompts((3, 3)) * 4, length).summary) is cut
+        assert (f", 4 truncated to {length} tokens" in load(prompts((3, 3)) * 4, length).summary) is cut
 
 
-def test_all_bad_lines_are_told_at_once(load, tmp_path):
-    """Ten of them."""
+def test_all_bad_lines_are_reported_at_once(load, tmp_path):
+    """At most ten are listed."""
     for start in range(0, len(LINES), 10):
         with pytest.raises(FileRefused) as error:
             load([GOOD, *BAD[start:], {**GOOD, "weight": 1, "id": 3, "source": "a book"}])
@@ -311,7 +319,7 @@ def test_all_bad_lines_are_told_at_once(load, tmp_path):
 
 
 @pytest.mark.skipif(not shutil.which("jq"), reason="jq is not installed")
-def test_the_command_that_is_told_converts_what_would_be_lost(load):
+def test_the_suggested_command_converts_what_would_be_ignored(load):
     for more, converted in (
         ({"system": "be kind", **HI}, {"messages": [{"role": "system", "content": "be kind"}, *HI["messages"]]}),
         ({**GOOD, "input": "3"}, {**GOOD, "prompt": "a\n\n3"}),
@@ -326,7 +334,7 @@ def test_the_command_that_is_told_converts_what_would_be_lost(load):
         assert json.loads(done.stdout) == converted
 
 
-def test_bad_lines_are_left_out_and_kept(load, monkeypatch):
+def test_bad_lines_are_skipped_and_returned(load, monkeypatch):
     skipped = []
     data = load([GOOD, *BAD, GOOD], 8, skipped=skipped)
     assert len(data.X) + len(data.X_held) == 2
@@ -345,26 +353,26 @@ def test_bad_lines_are_left_out_and_kept(load, monkeypatch):
     assert skipped == lined(bad).splitlines()  # in their order
 
 
-def test_copies_are_counted_also_among_those_held_out(load, tmp_path, model_dir):
+def test_duplicates_are_counted_also_among_held_out_examples(load, tmp_path, model_dir):
     three = [{"prompt": p, "completion": " s"} for p in "abc"]
     data = load([*three, three[0], three[2], *three], held_out=0.25)
-    assert data.notes == ("copies of other examples: 5", "held out and trained on too: 2 of 2 examples")
+    assert data.notes == ("duplicate examples: 5", "held-out examples that are also trained on: 2 of 2")
     held = write(tmp_path / "f.jsonl", [three[0], {"prompt": "a", "completion": " t"}])
     data = load_data(tmp_path / "e.jsonl", model_dir, held_out=held)
-    assert data.notes == ("copies of other examples: 5", "held out and trained on too: 1 of 2 examples")
+    assert data.notes == ("duplicate examples: 5", "held-out examples that are also trained on: 1 of 2")
     assert load([*three, {"text": "a s"}]).notes == ()  # of which more counts
 
 
-def test_of_a_held_out_file_examples_are_counted_not_rows(load, tmp_path):
-    """A text of three rows is one example, and so are its copies."""
+def test_in_a_held_out_file_examples_are_counted_not_rows(load, tmp_path):
+    """A text that takes three rows is one example, and so is each copy of it."""
     held = write(tmp_path / "f.jsonl", [{"text": "the cat sat on the"}] * 2 + [{"text": "a"}, {"text": "dog"}])
     data = load([{"text": "a"}, {"text": "the dog"}], 8, held_out=held)
     assert data.held == 3 + 3 + 1 + 1
-    assert data.notes[-1] == "held out and trained on too: 1 of 3 examples"
+    assert data.notes[-1] == "held-out examples that are also trained on: 1 of 3"
 
 
-def test_chats_that_are_left_out_are_none():
-    """Nothing is learnt in a row of 3 where the fourth token is the first that counts."""
+def test_dropped_chats_are_not_counted_as_chats():
+    """A row of 3 has nothing to learn if the first token that counts comes after it."""
     short, long = example("abcdef", 2), example("abcdef", 5)
     for chat, chats in ((short, True), (long, False)):
         of_them = [short, short, replace(chat, chat=True, system="be kind")]
@@ -376,48 +384,49 @@ def test_chats_that_are_left_out_are_none():
     (1, "line 3"), (2, "lines 3, 4"), (20, f"lines {', '.join(map(str, range(3, 23)))}"),
     (21, f"lines {', '.join(map(str, range(3, 23)))}, ..."),
 ])  # fmt: skip
-def test_up_to_twenty_lines_that_are_left_out_are_named(load, count, lines):
+def test_up_to_twenty_dropped_lines_are_named(load, count, lines):
     data = load(prompts(*[(1, 2)] * 2, *[(9, 2)] * count), 8)
-    assert data.summary.endswith(f"; {count} with nothing to learn in a row of 8 are left out ({lines})")
+    assert data.summary.endswith(f"; {count} dropped for having none that counts in a row of 8 ({lines})")
 
 
-def test_what_is_odd_about_a_held_out_file_is_told(load, tmp_path):
+def test_oddities_of_a_held_out_file_are_reported(load, tmp_path):
     held = write(tmp_path / "f.jsonl", [{"prompt": p, "completion": "a"} for p in ("it ", "it is", "it ")])
-    copies, missing_space = "copies of other examples: 1", "completions without a space behind a prompt without one: 1"
+    copies = "duplicate examples: 1"
+    missing_space = "completions that run into their prompt, without a space between them: 1"
     notes = load([{"prompt": p, "completion": "b"} for p in ("it is ", "it is")], held_out=held).notes
     assert [note.partition(", the first")[0] for note in notes] == [missing_space, copies, missing_space]
     assert ["line 2;" in note for note in notes] == [True, False, True]
 
 
-def test_a_completion_glued_to_its_prompt_is_told(load):
+def test_a_completion_that_runs_into_its_prompt_is_reported(load):
     prompted = ["it is", "it is", "it is ", "it is", "it is:", "", "e"]
     completed = [" a", "a", "b", "\nc", "d", "a", "e"]
     data = load([{"prompt": p, "completion": c} for p, c in zip(prompted, completed, strict=True)])
     assert data.notes == (
-        "completions without a space behind a prompt without one: 2, the first in line 2; a model would write one word "
-        "of both",
+        "completions that run into their prompt, without a space between them: 2, the first in line 2; a model would "
+        "learn to join the two words",
     )
-    assert not is_glued("\u4eca\u65e5", "\u306f")  # Japanese has no spaces
+    assert not runs_together("\u4eca\u65e5", "\u306f")  # Japanese has no spaces
 
 
 def test_a_completion_without_tokens_is_refused_by_its_line(load, monkeypatch):
-    """Some tokenizers leave letters out, such as those without a width, and some models have no end token."""
+    """Some tokenizers drop characters, such as zero-width ones, and some models have no end token."""
     deaf = replace(words(last=()), tokens=lambda text: ([2] * text.count("a"), [(0, 1)] * text.count("a")))
     monkeypatch.setattr("minilora.language.source.load_tokenizer", lambda model: deaf)
-    nothing = "the tokenizer has no token for the part that counts: there is nothing to learn"
+    nothing = "the part that counts has no tokens, so there is nothing to learn"
     with pytest.raises(FileRefused, match=f"line 1: {nothing}$"):
         load([{"prompt": "a", "completion": "\u200b"}], held_out=0)
 
 
 def test_a_text_that_ends_gets_no_second_end():
-    """Several tokens end a text; a training text gets the last of them, unless it has it already."""
+    """Several tokens can end a text; a training text gets the last of them, unless it already ends with one."""
     tokenizer = replace(words(), end=frozenset({0}))
     assert spell(encode_example({"text": "abc<end>"}, tokenizer)[0]) == "abc<end>"
     assert spell(encode_example({"text": "abc<s>"}, tokenizer)[0]) == "abc<s>"
     assert spell(encode_example({"text": "abc"}, tokenizer)[0]) == "abc<end>"
 
 
-def test_a_chats_tools_are_handed_to_the_template():
+def test_a_chats_tools_are_passed_to_the_template():
     pytest.importorskip("jinja2", reason="pip install -e '.[models]'")
     source = (
         "{% for tool in tools %}{{ tool.name }}:{% endfor %}{% for m in messages %}{{ m.content }}<end>{% endfor %}"
@@ -426,7 +435,7 @@ def test_a_chats_tools_are_handed_to_the_template():
     assert spell(ids) == "f:hi<end>hello<end>"
 
 
-def test_blank_lines_are_passed_over_and_lines_counted(tmp_path):
+def test_blank_lines_are_skipped_but_counted(tmp_path):
     path, bad = tmp_path / "a.jsonl", []
     path.write_text('\n{"text": "a \\ud83d\\ude00\u2028"}\r\n\n{"prompt": "", "completion": "b", "id": 7}\n')
     read = [(number, line) for number, _, line in read_lines(path, bad, checked)]
@@ -434,7 +443,7 @@ def test_blank_lines_are_passed_over_and_lines_counted(tmp_path):
     assert not bad
 
 
-def test_what_is_not_read_is_told_by_its_line(tmp_path):
+def test_unreadable_lines_are_reported_by_number(tmp_path):
     path, bad = tmp_path / "a.jsonl", []
     path.write_text('3\n\n{"a": NaN}\n5\n7')
 

@@ -1,4 +1,4 @@
-"""Generation: what a model says one token at a time is what its whole forward says."""
+"""Generation: token-by-token scores equal those of a forward pass over the whole text."""
 
 import copy
 from functools import partial
@@ -18,7 +18,7 @@ V = tiny_llama().config.vocab_size
 
 
 def whole(model, ids):
-    """The scores after the last of the ids, with nothing kept from one token to the next."""
+    """Return the scores after the last id, computed without a cache."""
     return model(np.array([ids]))[0, -1]
 
 
@@ -35,7 +35,7 @@ MODELS = {
 @given(seed=st.integers(0, 99), first=st.integers(1, 6), parts=st.lists(st.integers(1, 4), max_size=3))
 @example(seed=1, first=3, parts=[1, 4, 1])
 def test_kept_keys_and_values_give_the_uncached_scores(model, seed, first, parts):
-    """However a text is cut: into a prompt, and what is added to it. A past can be gone on from twice."""
+    """This holds for every split into prompt and continuation, and a past can be extended more than once."""
     model, ids = MODELS[model](seed), np.random.default_rng(seed).integers(V, size=first + sum(parts)).tolist()
     done, past = 0, None
     for part in (first, *parts):
@@ -49,7 +49,7 @@ def test_kept_keys_and_values_give_the_uncached_scores(model, seed, first, parts
 
 
 @given(seed=st.integers(0, 99), count=st.integers(1, 12))
-def test_greedy_is_the_likeliest_token_every_time(seed, count):
+def test_greedy_chooses_the_most_likely_token_every_time(seed, count):
     model, ids = adapted(model=tiny_llama(seed)), [seed % V, 3]
     found = list(generate(model, ids, count))
     assert len(found) == count
@@ -59,7 +59,7 @@ def test_greedy_is_the_likeliest_token_every_time(seed, count):
         ids.append(token)
 
 
-def test_one_seed_says_one_text():
+def test_one_seed_gives_one_text():
     def said(seed, temperature=1.0, **more):
         rng = np.random.default_rng(seed)
         return list(generate(adapted(), [1, 2], 15, temperature=temperature, rng=rng, **more))
@@ -94,7 +94,7 @@ def test_the_nucleus_is_the_smallest_set_of_likeliest_tokens(weights, P):
     assert not (~kept).any() or q[~kept].max() <= q[kept].min()
 
 
-def test_top_p_draws_from_the_nucleus_alone():
+def test_top_p_draws_only_from_the_nucleus():
     np.testing.assert_array_equal(nucleus(np.array([0.25, 0.25, 0.25, 0.25]), 0.5), [0.5, 0.5, 0, 0])  # the first
     for k in range(1, 14):  # of so many, a sort that may exchange equals does
         assert np.flatnonzero(nucleus(np.arange(40) % 3 / 39, (2 * k - 1) / 39)).tolist() == [*range(2, 3 * k, 3)]

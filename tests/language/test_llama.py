@@ -1,4 +1,4 @@
-"""A decoder, beside the claims: what it computes and leaves out, its past, its tied head, what it refuses."""
+"""What the claims do not cover in a decoder: skipped work, its past, its tied head and its refusals."""
 
 import re
 
@@ -47,8 +47,8 @@ def test_logits_do_not_depend_on_what_follows():
     np.testing.assert_allclose(model(IDS[1]), z[1], atol=1e-13)  # one sequence (T,)
 
 
-def test_the_head_meets_the_rows_that_are_asked_for_alone(monkeypatch):
-    """In one product for all texts: NumPy makes one for each where they stand apart, a tenth of a step more."""
+def test_the_head_is_multiplied_only_with_requested_rows(monkeypatch):
+    """All texts share one matrix product: separate products in NumPy would make a step a tenth slower."""
     model, seen = llama(), calls_of(monkeypatch, Linear, "forward")
     for call, rows in (
         (lambda: model.extend(IDS), len(IDS)),
@@ -62,7 +62,7 @@ def test_the_head_meets_the_rows_that_are_asked_for_alone(monkeypatch):
 
 
 def arrays_in(cache):
-    """The arrays that a cache keeps, without the layers' own."""
+    """Return the arrays that a cache keeps, without those of the layers."""
     if isinstance(cache, (tuple, list)):
         return [array for part in cache for array in arrays_in(part)]
     return [cache] if is_array(cache) else []
@@ -82,8 +82,8 @@ def test_below_the_lowest_adapter_nothing_is_kept_or_computed():
 
 
 @pytest.mark.parametrize(("target", "called"), [("model.layers.0.mlp.down_proj", [2, 1]), ("lm_head", []), (None, [])])
-def test_what_nobody_asks_for_is_not_computed(monkeypatch, target, called):
-    """With an adapter on the lowest layer's down_proj, that block's attention has no backward."""
+def test_what_nobody_needs_is_not_computed(monkeypatch, target, called):
+    """If only the lowest layer's down_proj has an adapter, that block's attention runs no backward."""
     model = adapted([target], llama()) if target else freeze(llama())
     z, cache = model.forward(IDS)
     assert bool(arrays_in(cache)) is bool(target)
@@ -109,7 +109,7 @@ def test_a_tied_head_is_one_parameter_with_one_step():
     assert len(llama(tie_word_embeddings=False).trainable()) == len(params)
 
 
-def test_adapters_go_over_to_another_model_of_the_same_weights():
+def test_adapters_move_to_another_model_with_the_same_weights():
     model = adapted("all-linear", llama())
     assert len(adapters(model)) == 3 * 7  # lm_head is left out, as in PEFT
     z = model(IDS)
@@ -120,7 +120,7 @@ def test_adapters_go_over_to_another_model_of_the_same_weights():
 
 @pytest.mark.parametrize(("attention", "mlp", "tied"), [(True, False, False), (False, True, True)])
 def test_a_decoder_has_the_biases_of_its_configuration(tied, attention, mlp):
-    """Also where there are others among the arrays: nobody has checked those."""
+    """Other biases among the arrays, which are not checked, are ignored."""
     c = llama(attention_bias=attention, mlp_bias=mlp, tie_word_embeddings=tied).config
     more = llama(attention_bias=True, mlp_bias=True).config.shapes() | {"lm_head.bias": (11,)}
     model = Llama.build(c, {name: randn([0, *name.encode()], *shape) for name, shape in more.items()})
@@ -200,7 +200,7 @@ def test_bad_input_is_refused_by_name(call, message):
         (tiny_mixture("qwen2_moe"), ["q_proj", "shared_expert.up_proj"], {}),
     ],
 )
-def test_recomputed_blocks_have_the_same_gradients_to_the_bit(model, targets, options):
+def test_checkpointed_blocks_have_bit_identical_gradients(model, targets, options):
     model = adapted(targets, model, **options)
     Y = np.where(AT, np.roll(IDS, -1, axis=1), IGNORE_INDEX)
     for plain, gradients in ((model, backpropagate), (with_dropout(model, 0.3, [5, 6]), gradients_at_targets)):
@@ -213,7 +213,7 @@ def test_recomputed_blocks_have_the_same_gradients_to_the_bit(model, targets, op
             np.testing.assert_array_equal(found[name], g)
 
 
-def test_a_recomputed_model_shares_arrays_and_leaves_the_other_alone():
+def test_a_checkpointed_model_shares_arrays_and_leaves_the_original_unchanged():
     model = adapted("all-linear", llama())
     again = checkpointed(model)
     assert all(p is model.trainable()[name] for name, p in again.trainable().items())
@@ -222,7 +222,7 @@ def test_a_recomputed_model_shares_arrays_and_leaves_the_other_alone():
     np.testing.assert_array_equal(again(IDS), model(IDS))
 
 
-def test_a_recomputed_block_is_computed_and_masked_twice(monkeypatch):
+def test_a_checkpointed_block_is_computed_and_masked_twice(monkeypatch):
     model = with_dropout(adapted(["down_proj"], llama()), 0.3, [5, 6])
     seen = calls_of(monkeypatch, DroppingLoRALinear, "mask")
     backpropagate(checkpointed(model), IDS, IDS, cross_entropy)
@@ -235,7 +235,7 @@ def test_a_recomputed_block_is_computed_and_masked_twice(monkeypatch):
 
 @pytest.mark.parametrize("targets", ["all-linear", ["layers.1.mlp.down_proj", "lm_head"], ["lm_head"]])
 def test_logits_at_some_positions_are_those_of_all(targets):
-    """And the gradients are those of all where the others' dy is zero."""
+    """The gradients equal those of all positions with a zero dy at the others."""
     model = adapted(targets, llama())
     (z, cache), (whole, whole_cache) = model.forward(IDS, AT), model.forward(IDS)
     assert z.shape == (4, 11)

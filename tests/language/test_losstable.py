@@ -1,4 +1,4 @@
-"""The rows of a fine-tuning: the training loss, the held-out loss, the speed, and the time left."""
+"""The rows that fine-tuning prints: training loss, held-out loss, speed and time left."""
 
 import io
 import json
@@ -30,7 +30,7 @@ IDS = ids_of(TEXT)
 
 
 def test_the_training_loss_is_the_mean_since_the_last_row(folder, capsys):
-    """The loop written out: the loss of each batch, before its step."""
+    """The expected value comes from a written-out loop that computes each batch's loss before its step."""
     assert finetune("--seed 5 --micro-batch 3 --steps 14 --log-every 6 --eval-every 6 --dtype float64") == 0
     X, Y, *_ = windows(IDS, 8)
     rng = np.random.default_rng(5)
@@ -59,15 +59,15 @@ def test_a_row_is_in_the_file_when_it_is_measured(folder, monkeypatch):
     monkeypatch.setattr(sys, "stdout", file)
     assert finetune("--steps 7 --log-every 5 --eval-every 5") == 0
     assert [len(rows(seen)) for seen in steps] == [1] * 5 + [2] * 2
-    assert "going by step 1, the other 6 take about" in steps[1]
+    assert re.search("judging by step 1, about .* for the remaining 6\n", steps[1])
 
 
 def test_between_slow_rows_a_line_says_where_it_is(folder, capsys, monkeypatch):
-    """On a terminal the bar alone does; where stdout is a file, its reader sees no bar."""
+    """On a terminal the progress bar shows it, but a reader of redirected output sees no bar."""
     monkeypatch.setattr("minilora.language.losstable.QUIET", -1.0)
     assert finetune("--steps 9 --log-every 6 --eval-every 6") == 0
     out = capsys.readouterr().out
-    said = re.findall(r"^      after step (\d+) the training loss is (\d\.\d{3}); about \d+ s left$", out, re.M)
+    said = re.findall(r"^      after step (\d+), the training loss is (\d\.\d{3}), with about \d+ s left$", out, re.M)
     assert [int(step) for step, _ in said] == [2, 3, 4, 5, 7, 8]
     assert [step for step, *_ in rows(out)] == [0, 6, 9]
     assert out.count("\n      measured 26 of 26\n") == 3
@@ -87,7 +87,7 @@ def test_between_slow_rows_a_line_says_where_it_is(folder, capsys, monkeypatch):
 @example([(0.1, 1), (0.2, 1), (0.3, 1)], Random(1))
 @settings(max_examples=30, deadline=None)
 def test_the_order_of_the_parts_changes_no_bit(parts, order):
-    """Threads note their losses in any order."""
+    """Threads add their losses in any order."""
 
     def mean(parts):
         table = LossTable(1, 0, 8)
@@ -100,8 +100,8 @@ def test_the_order_of_the_parts_changes_no_bit(parts, order):
     assert mean(parts) == pytest.approx(sum(v * n for v, n in parts) / sum(n for _, n in parts))
 
 
-def test_a_step_of_any_loss_can_be_kept():
-    """One of 0 counts, and one beyond float32; without targets there is none."""
+def test_a_step_of_any_loss_can_be_recorded():
+    """A loss of 0 or above float32's range is recorded; a step without targets has none."""
     table = LossTable(2, 0, 8)
     for targets in (5, 0):
         table.note(0.0, [(0.0, targets)], 1.0)
@@ -114,7 +114,7 @@ def test_a_step_of_any_loss_can_be_kept():
 
 
 def test_each_row_names_the_steps_of_its_mean(folder, capsys, monkeypatch):
-    """Means of any steps, of the loss of each that the log has; a held-out loss where it is measured."""
+    """The means are computed from the log's losses, and the held-out loss is in the rows where it is measured."""
     lengths = []
 
     def length(grads):
@@ -139,7 +139,7 @@ def test_each_row_names_the_steps_of_its_mean(folder, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize(("stream", "lines"), [(io.StringIO, 2), (Terminal, 0)])
-def test_measuring_says_a_line_a_minute_or_draws_a_bar(stream, lines, monkeypatch, capsys):
+def test_evaluation_prints_a_line_a_minute_or_draws_a_bar(stream, lines, monkeypatch, capsys):
     now, shown = 0.0, stream()
     monkeypatch.setattr("minilora.language.losstable.time.perf_counter", lambda: now)
     monkeypatch.setattr(sys, "stderr", shown)
@@ -164,8 +164,8 @@ def test_targets_that_do_not_count_are_not_averaged_over():
     assert table.row_tokens == 4 * 8  # all are computed
 
 
-def test_a_step_without_slopes_has_its_length_in_the_log(tmp_path):
-    """Zero is a length; before the first step there is none."""
+def test_a_step_with_zero_gradients_has_its_norm_logged(tmp_path):
+    """A gradient norm of zero is logged; before the first step there is none."""
     table = LossTable(2, 0, 8, log=tmp_path / "log")
     for norm in (0.0, 2.0):
         table.note(0.0, [(1.0, 3)], norm)
@@ -176,19 +176,19 @@ def test_a_step_without_slopes_has_its_length_in_the_log(tmp_path):
 
 def test_a_log_that_cannot_be_written_is_warned_of_once(tmp_path):
     table = LossTable(1, 0, 8, log=tmp_path / "no" / "log")
-    said = re.escape("the log ends before step 0, and the training continues: ")
+    said = re.escape("the log ends before step 0, but training continues: ")
     with pytest.warns(UserWarning, match=f"^{said}"):
         table.write_log(0)
     table.write_log(1)
 
 
-def test_a_duration_is_said_in_words():
+def test_a_duration_is_written_in_words():
     words = {0.4: "0 s", 89: "89 s", 91: "2 min", 5300: "88 min", 5400: "1 h 30 min", 7500: "2 h 05 min"}
     assert {seconds: duration(seconds) for seconds in words} == words
 
 
-def test_the_time_of_measuring_is_that_of_the_last_measurement(monkeypatch, capsys):
-    """Of 12 steps of 1 s, measured in 30 s before the first, 50 s at step 6; the rows between say nothing of it."""
+def test_the_evaluation_time_is_that_of_the_last_evaluation(monkeypatch, capsys):
+    """Each of 12 steps takes 1 s; an evaluation takes 30 s before the first and 50 s at step 6."""
     now = 0.0
     monkeypatch.setattr("minilora.language.losstable.time.perf_counter", lambda: now)
     table = LossTable(12, 0, 100, log_every=2, eval_every=6)
@@ -210,7 +210,7 @@ def test_the_time_of_measuring_is_that_of_the_last_measurement(monkeypatch, caps
 
 @pytest.mark.parametrize("done", [0, 40])
 def test_each_row_has_the_speed_of_its_own_steps(monkeypatch, capsys, done):
-    """20 steps of 1 s, then 24 of 2 s, 100 tokens each; neither the measuring counts, nor steps done before."""
+    """Steps of 100 tokens take 1 s (20 steps), then 2 s (24 steps); evaluation and earlier runs do not count."""
     now = 0.0
     monkeypatch.setattr("minilora.language.losstable.time.perf_counter", lambda: now)
     table = LossTable(done + 44, done, 100)

@@ -1,4 +1,4 @@
-"""The memory of a training: by formula, measured on short rows, and what a machine, a container or a GPU has."""
+"""The memory that training needs, by formula and measured, and the memory of machines, containers and GPUs."""
 
 import os
 from dataclasses import replace
@@ -63,7 +63,7 @@ def test_trained_gradients_and_adam_are_those_of_real_adapters(config, targets, 
 
 
 @given(configs().map(of_zeros) | st.sampled_from(["mixtral", "qwen2_moe", "qwen3_moe"]).map(tiny_mixture))
-def test_full_training_takes_sixteen_bytes_a_number(model):
+def test_full_training_takes_sixteen_bytes_per_weight(model):
     found, numbers = training_memory(model.config, tokens=1), parameter_count(model)
     assert sum(found[part] for part in ("weights", "trained", "gradients", "Adam")) == 16 * numbers
     assert sum(count_numbers(model.config)) == numbers
@@ -101,7 +101,7 @@ def test_a_layer_keeps_the_sum_of_the_pages_table():
         assert found == 2 * 3 * (everything - 200 - 1000 + more + 2), target
 
 
-def test_norms_of_queries_and_keys_keep_what_they_norm():
+def test_norms_of_queries_and_keys_keep_their_inputs():
     plain, normed = (drawn(0, "float64", vocab_size=7, intermediate_size=20, num_hidden_layers=3, model_type=kind)
                      for kind in ("llama", "qwen3"))  # fmt: skip
     ids, numbers = np.arange(5)[None], 5 * 3 * 4 * (4 + 2)  # tokens, layers, head_dim, heads
@@ -112,7 +112,7 @@ def test_norms_of_queries_and_keys_keep_what_they_norm():
     assert 8 * numbers <= kept[1] - kept[0] < 2 * 8 * numbers
 
 
-def test_fewer_bits_shrink_the_frozen_matrices_alone():
+def test_fewer_bits_shrink_only_the_frozen_matrices():
     found = {bits: training_memory(LLAMA_2_7B, tokens=1, rank=8, bits=bits) for bits in (16, 8, 4)}
     matrices, elsewhere = count_numbers(LLAMA_2_7B)
     assert matrices + elsewhere == 6_738_415_616  # as published
@@ -123,7 +123,7 @@ def test_fewer_bits_shrink_the_frozen_matrices_alone():
 
 def test_bad_input_is_refused():
     for change, error, said in (
-        ({"bits": 4}, ValueError, "bits=4 with rank=None: all weights train, and a trained weight needs bits=16"),
+        ({"bits": 4}, ValueError, "bits=4 with rank=None: all weights train, expected bits=16"),
         ({"bits": 5, "rank": 1}, ValueError, "bits must be 16, 8 or 4, got 5"),
         ({"rank": 0}, ValueError, "rank must be at least 1, got 0"),
         ({"tokens": 0}, ValueError, "tokens must be at least 1, got 0"),
@@ -140,12 +140,12 @@ IDS = [LETTERS.index(c) for c in TEXT]
 
 
 class Bare:
-    """An array that has no base."""
+    """An array without the attribute `base`."""
 
     dtype, shape, nbytes = np.dtype("float64"), (3,), 24
 
 
-def test_a_cache_takes_the_memory_of_arrays_besides_the_models():
+def test_a_caches_bytes_exclude_the_models_arrays():
     layer, x, y, ids = Linear(np.zeros((8, 3))[:4]), np.zeros((6, 5)), np.zeros(7), np.array([[3, 1, 3]])
     embedding, no_array = Embedding(np.zeros((50, 4))), np.frombuffer(bytearray(8 * 12)).reshape(4, 3)
     for cache, size in [
@@ -172,13 +172,13 @@ def test_the_counted_memory_is_what_python_allocates(targets):
 
 
 def deep(model, targets, times):
-    """Return a model with adapters and its blocks so many times over."""
+    """Return a model with adapters whose blocks are repeated."""
     model.model.layers = [rebuild(block) for _ in range(times) for block in model.model.layers]
     return adapt(model, targets, rank=2, alpha=4, rng=np.random.default_rng(0))
 
 
 @pytest.mark.parametrize(("make", "length"), [(tiny_mixture, 20), (tiny_llama, 140)])  # the page, and by blocks
-def test_a_further_recomputed_layer_keeps_its_input_alone(make, length):
+def test_each_further_checkpointed_layer_keeps_only_its_input(make, length):
     ids = np.array(IDS[: 3 * length]).reshape(3, length)
     caches = [checkpointed(deep(make(), ["q_proj", "o_proj"], times)).forward(ids)[1] for times in (1, 2, 4)]
     inputs = 2 * ids.size * 12 * 8  # of two blocks
@@ -202,8 +202,8 @@ def test_below_the_lowest_adapter_no_input_is_kept():
     assert sizes[0] == sizes[1]
 
 
-def test_a_step_takes_less_by_what_was_counted():
-    """What a backward computes for the moment comes on top, the same with and without."""
+def test_a_step_takes_less_by_the_predicted_amount():
+    """The temporary arrays of the backward come on top, equally with and without checkpointing."""
     model, X = deep(tiny_llama(), "all-linear", 4), np.array(IDS)[:300].reshape(2, 150)
     peaks, counted = [], []
     for m in (model, checkpointed(model)):
@@ -248,7 +248,7 @@ def test_the_memory_is_that_of_the_whole_batch(adapted, length, workers):
 
 
 def test_the_memory_of_long_windows_is_measured_on_short_ones(adapted, monkeypatch):
-    """A forward of long ones would take the memory that it is to tell, and the process would keep it."""
+    """A forward of long windows would need the very memory to be predicted, and the process would keep it."""
     seen = calls_of(monkeypatch, Llama, "forward")
     X, *_ = windows(IDS * 4, 900)
     of = measured_memory(adapted, X, get_backend("numpy"))
@@ -259,8 +259,8 @@ def test_the_memory_of_long_windows_is_measured_on_short_ones(adapted, monkeypat
 
 
 @pytest.mark.parametrize("kind", ["mixtral", "qwen2_moe"])
-def test_the_memory_of_a_mixture_is_told_from_short_windows(kind):
-    """Which experts a position goes to depends on it: so does what is kept, a little."""
+def test_the_memory_of_a_mixture_is_predicted_from_short_windows(kind):
+    """The routing depends on the tokens, and so does the memory, slightly."""
     model = adapt(tiny_mixture(kind), "all-linear", rank=1, alpha=4, rng=np.random.default_rng(0))
     X, *_ = windows(IDS, 250)
     assert measured(model, X, 250).activations(3) == pytest.approx(cache_bytes(model.forward(X[:3])[1]), rel=0.02)
@@ -291,7 +291,7 @@ def test_the_rows_that_fit_are_the_most(most, parts, free):
 
 
 @given(free=st.integers(0, 30_000))
-def test_examples_are_cut_to_the_longest_rows_that_fit(free):
+def test_examples_are_truncated_to_the_longest_rows_that_fit(free):
     def needs(length, workers, held_out):
         rows, width = held_out
         return machine.StepMemory(100, 0, 50 * length, 40 * length, 20 * length, measured=rows * width / length)
@@ -303,8 +303,8 @@ def test_examples_are_cut_to_the_longest_rows_that_fit(free):
     assert found == (max(fits) if len(fits) > 1 else 100)  # where nothing fits, what is needed is told
 
 
-def test_measuring_a_loss_needs_the_memory_of_one_layer(adapted):
-    """However many layers there are: what a step keeps of all of them is not kept."""
+def test_evaluation_needs_the_memory_of_one_layer(adapted):
+    """The number of layers does not matter, since evaluation keeps no caches."""
     X, *_ = windows(IDS * 3, 300)
     logits, cache = adapted.forward(X)
     with traced() as memory:
@@ -333,7 +333,7 @@ def test_on_a_gpu_the_memory_is_the_devices():
     assert machine.machine_memory(backend()) is None
 
 
-def test_the_machines_memory_is_less_than_it_has():
+def test_the_machines_memory_is_at_most_what_it_has():
     found = machine.machine_memory(get_backend("numpy"))
     assert 0 < found.free <= found.whole <= os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
@@ -347,7 +347,7 @@ def test_the_machines_memory_is_less_than_it_has():
     ],
 )
 def test_a_limit_at_any_group_above_the_process_counts(tmp_path, monkeypatch, version, line, place):
-    """Of both versions of control groups: the process is in a/b, a group of a, which is a group of the root."""
+    """This holds for both versions of control groups. The process is in a/b, below a, below the root."""
     limit, use, stat = {  # as the kernel's documentation has them
         "": ("memory.max", "memory.current", "inactive_file"),
         "memory": ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),

@@ -1,4 +1,4 @@
-"""The loss of a language model and its gradients, computed where targets count."""
+"""A language model's loss and gradients, computed only where targets count."""
 
 import math
 import re
@@ -38,7 +38,7 @@ def test_the_loss_in_place_is_cross_entropy():
 
 
 def some_count(share, seed=0):
-    """Return ids and targets of three short texts, of which so many count."""
+    """Return ids and targets of three short texts; about this share of the targets counts."""
     rng = np.random.default_rng(seed)
     ids = rng.integers(0, len(LETTERS), (3, 9))
     return ids[:, :-1], np.where(rng.random((3, 8)) < share, ids[:, 1:], IGNORE_INDEX)
@@ -63,7 +63,7 @@ ALL = ["q_proj", "gate_proj", "down_proj", "lm_head"]
 @example(lambda: tiny_mixture("qwen2_moe"), ALL, [7, 9], 0.7, 0.5, (1, 2), ())
 @settings(max_examples=12)
 def test_gradients_where_it_counts_are_those_of_all_logits(make, trained, lengths, share, dropout, part, cut):
-    """Whatever trains; in parts of rows, on workers; masks are those of the batch, whichever part a text is in."""
+    """This holds for every choice of what trains, in parts and on workers; dropout masks do not depend on the parts."""
     model, (X, Y), losses = adapted(trained, make()), of_lengths(lengths), []
     Y[np.random.default_rng(len(lengths)).random(Y.shape) >= share] = IGNORE_INDEX
     model = with_dropout(model, dropout, range(5, 5 + len(lengths))) if dropout else model
@@ -91,7 +91,7 @@ def test_where_every_target_counts_the_bits_are_the_same():
 
 
 @pytest.mark.parametrize(("share", "workers"), [(0.1, None), (0.5, 2), (1, None)])
-def test_a_loss_is_measured_with_logits_where_targets_count_alone(share, workers, monkeypatch):
+def test_evaluation_computes_logits_only_where_targets_count(share, workers, monkeypatch):
     model, (x, y) = adapted(), some_count(share)
     seen = calls_of(monkeypatch, type(model.lm_head), "__call__")
     loss = evaluate_where_it_counts(model, x, y, next_token_loss, workers)
@@ -117,7 +117,7 @@ def test_the_loss_of_any_lengths_is_that_of_all_logits(lengths, most):
 
 
 @pytest.mark.parametrize("workers", [None, 2])
-def test_with_workers_a_loss_is_measured_on_its_own_threads(workers, monkeypatch):
+def test_with_workers_evaluation_runs_on_its_own_threads(workers, monkeypatch):
     model, (X, Y), seen, right = adapted(), of_lengths([3, 12, 4], 12), [], Decoder.__call__
     monkeypatch.setattr("minilora.language.text.EVALUATION_ROWS", 1)
     monkeypatch.setattr(Decoder, "__call__", lambda self, x: seen.append(threading.current_thread()) or right(self, x))
@@ -127,7 +127,7 @@ def test_with_workers_a_loss_is_measured_on_its_own_threads(workers, monkeypatch
     assert parts == [workers is None] * 2
 
 
-def test_nothing_is_computed_behind_the_last_target_of_a_part(monkeypatch):
+def test_nothing_is_computed_after_the_last_target_of_a_part(monkeypatch):
     X, Y = of_lengths([3, 12, 0, 4, 11, 3], 12)
     monkeypatch.setattr("minilora.language.text.EVALUATION_ROWS", 24)
     seen = calls_of(monkeypatch, Decoder, "__call__")
@@ -150,7 +150,7 @@ def test_targets_that_do_not_fit_the_ids_are_refused(way):
         evaluate_where_it_counts(adapted(), X, Y, next_token_loss)
 
 
-def test_evaluates_loss_is_that_of_all_logits(folder, shell):
+def test_the_evaluated_loss_is_that_of_all_logits(folder, shell):
     (folder / "e.jsonl").write_text('{"prompt": "the cat ", "completion": "sat"}\n' * 8 + '{"text": "on"}\n' * 8)
     (loss,) = re.findall(r"loss +(\S+) nats", shell("evaluate e.jsonl --model model"))
     data = load_data(folder / "e.jsonl", folder / "model", held_out=0)
@@ -170,7 +170,7 @@ def test_only_rows_that_count_reach_last_mlp_and_head(monkeypatch):
 
 
 def test_a_fine_tuning_computes_logits_where_they_count(folder, shell, monkeypatch):
-    """Of each example of 12 tokens the loss counts the completion and the end behind it."""
+    """In each example of 12 tokens, only the completion and the end token count."""
     calls = calls_of(monkeypatch, Llama, "forward")
     long, short = '{"prompt": "the cat ", "completion": "sat"}\n', '{"prompt": "cat", "completion": "s"}\n'
     (folder / "e.jsonl").write_text(long * 40)

@@ -1,4 +1,4 @@
-"""A package that only some files need is asked for by name, with what needs it and how it is installed."""
+"""A missing optional package is named, with what needs it and how to install it."""
 
 import sys
 from pathlib import Path

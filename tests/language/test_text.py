@@ -1,4 +1,4 @@
-"""A text's ids, in pieces those of the whole, and the windows of them."""
+"""The ids of a text, which do not depend on the pieces in which it is encoded, and their windows."""
 
 import math
 import re
@@ -18,7 +18,7 @@ from ..support.compare import refused
 @given(count=st.integers(3, 4000), length=st.integers(1, 40))
 @example(count=4000, length=3)
 @settings(max_examples=20)
-def test_every_id_but_the_first_is_a_target_once(count, length):
+def test_every_id_except_the_first_is_a_target_once(count, length):
     ids = list(range(count))  # each id is its own place
     n = (count - 1) // length
     if n < 2:
@@ -42,7 +42,7 @@ def test_every_id_but_the_first_is_a_target_once(count, length):
 
 @pytest.mark.parametrize("share", ["1/10", "1/5", "0.05", "0.07", "1/3", "1/2"])
 def test_a_share_of_the_rows_is_rounded_up_exactly(share):
-    """A share of 0.07 of 100 rows is seven of them, though in floats 100 * 0.07 is above 7."""
+    """A share of 0.07 of 100 rows is seven rows, although 100 * 0.07 is above 7 in floating point."""
     exact = Fraction(share)
     for n in range(1, 400):
         held = is_held_out(n, float(exact))
@@ -50,13 +50,13 @@ def test_a_share_of_the_rows_is_rounded_up_exactly(share):
         assert held[-1]
 
 
-def test_a_file_that_is_no_text_is_refused(tmp_path):
+def test_a_file_that_is_not_text_is_refused(tmp_path):
     for data, message in (
         (b"caf\xe9 au lait", "'utf-8' codec can't decode byte 0xe9 in position 3"),
-        (b"", "': it holds no text$"),
-        (b" \n\t", "': it holds no text$"),
+        (b"", "': it contains no text$"),
+        (b" \n\t", "': it contains no text$"),
         *(
-            (f"{mark}a\u00e9".encode(code), "not a text in UTF-8 but in UTF-16")
+            (f"{mark}a\u00e9".encode(code), "the text is in UTF-16, expected UTF-8")
             for code in ("utf-16-le", "utf-16-be")
             for mark in ("", "\ufeff")
         ),
@@ -75,7 +75,7 @@ def test_a_text_is_read_as_it_is(tmp_path):
             read_text(path)
 
 
-def test_ids_that_are_no_ids_are_refused():
+def test_invalid_ids_are_refused():
     for ids, options, error, message in (
         ([0.9] * 9, (4,), TypeError, "ids has dtype float64, expected integers"),
         (["1"] * 9, (4,), TypeError, "ids has dtype <U1, expected integers"),
@@ -90,33 +90,33 @@ def test_ids_that_are_no_ids_are_refused():
 
 
 def in_words(text):
-    """Every run of letters, of spaces, or of other signs is a token."""
+    """Encode each run of letters, spaces or other characters as one token."""
     return [hash(word) % 1000 for word in re.findall(r"[a-z]+| +|[^a-z ]+", text)]
 
 
 def in_pairs(text):
-    """Letters in twos, from the first on: which are together depends on all that stands before."""
+    """Encode pairs of characters, counted from the start, so that each pair depends on all earlier text."""
     return [ord(a) * 1000 + ord(b or "\1") for a, b in re.findall(r"(?s)(.)(.?)", text)]
 
 
 def with_a_mark(text):
-    """A mark before the text, as of tokenizers that put a space before it."""
+    """Encode with a marker in front, like tokenizers that prepend a space."""
     return [1, *(ord(letter) for letter in text)] if text else []
 
 
 def of_runs(text):
-    """Signs of one kind are counted together: a cut between two of them changes both counts."""
+    """Encode runs of equal characters by their length, so that a cut inside a run changes both sides."""
     return [1000 * len(run.group()) + ord(run.group()[0]) for run in re.finditer(r"(?s)(.)\1*", text)]
 
 
 def by_lines(text):
-    """Lines with their ends; the last sign of the text is left out, as by one that strips spaces."""
+    """Encode lines with their ends, but drop the text's trailing whitespace, as some tokenizers do."""
     return [hash(line) % 10_000 for line in re.findall(r"[^\n]*\n|[^\n]+$", text.rstrip())]
 
 
 @pytest.fixture
 def short_pieces(monkeypatch):
-    for name, size in {"PIECE_LETTERS": 60, "CONTEXT": 24, "UNCUT": 240}.items():
+    for name, size in {"PIECE_CHARACTERS": 60, "CONTEXT": 24, "LONGEST_PIECE": 240}.items():
         monkeypatch.setattr(sys.modules["minilora.language.text"], name, size)
 
 
@@ -160,12 +160,12 @@ def test_most_texts_are_encoded_in_short_pieces(short_pieces):
 
 def test_a_tokenizer_of_another_model_is_refused():
     assert token_ids("ab", lambda text: [0, 4], 5) == [0, 4]
-    with pytest.raises(ValueError, match="ids up to 5, and the model has 5 tokens"):
+    with pytest.raises(ValueError, match="ids up to 5, expected below 5"):
         token_ids("ab", lambda text: [0, 5], 5)
 
 
-def test_a_place_that_changes_what_stands_before_is_passed_over(short_pieces):
-    """A line that ends the text has a token of its own there, so no line's start is a place for a cut."""
+def test_a_cut_that_changes_earlier_tokens_is_skipped(short_pieces):
+    """A line break at the end of the text has its own token, so no line start is a safe cut."""
 
     def encode(part):
         return [*in_words(part.removesuffix("\n")), 1] if part.endswith("\n") else in_words(part)
@@ -176,9 +176,9 @@ def test_a_place_that_changes_what_stands_before_is_passed_over(short_pieces):
 
 def test_a_text_that_allows_no_cut_is_refused(short_pieces):
     assert token_ids("a" * 240, of_runs) == of_runs("a" * 240)
-    place = "expected a place for a cut within 240 characters, which is what is encoded at once"
+    place = "expected, within 240 characters from character 0 on, a position where the tokens on each side do not "
     for text, encode in (("a" * 500, of_runs), ("abc" * 100, in_pairs)):
-        with refused(f"the tokens of the text from character 0 on depend on all of it: {place}", ValueError):
+        with refused(f"the text cannot be encoded in pieces: {place}depend on the other side", ValueError):
             token_ids(text, encode)
     with pytest.raises(ValueError, match="from character") as error:
         token_ids("ab" * 40 + "a" * 500, of_runs)  # the runs of one letter before it allow a cut anywhere
@@ -186,18 +186,18 @@ def test_a_text_that_allows_no_cut_is_refused(short_pieces):
 
 
 def test_a_cut_that_fails_later_is_refused(short_pieces):
-    """Around the cut all is well, and the piece as a whole is another one."""
+    """The characters around the cut look safe, but the piece as a whole is encoded differently."""
     text = "cat dog " * 30
 
     def encode(part):
         return [len(part), *in_words(part)] if len(part) > 60 else in_words(part)
 
-    with pytest.raises(ValueError, match="expected a place for a cut"):
+    with pytest.raises(ValueError, match="cannot be encoded in pieces"):
         token_ids(text, encode)
 
 
 def test_a_share_is_held_out_as_in_whole_numbers():
-    """Every (1 / share)-th from the end: of 0.07 the 7th is the 100th, where floats say the 99th."""
+    """Every (1 / share)-th row from the end: at 0.07 the 7th is the 100th; in floating point it would be the 99th."""
     for n in (1, 2, 10, 108, 1001):
         for hundredths in range(1, 51):
             held = is_held_out(n, hundredths / 100)

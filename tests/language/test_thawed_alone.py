@@ -1,4 +1,4 @@
-"""Which layer needs the gradient below it: each layer of a decoder, thawed alone, gets exactly its own gradients."""
+"""If a single layer of a decoder trains, exactly its own gradients are computed."""
 
 from functools import cache
 
@@ -30,7 +30,7 @@ def gradients(model):
 
 
 def mixture():
-    """A Qwen2-MoE, and Qwen3's norms beside: no kind has both, and the layers do not mind."""
+    """Return a Qwen2-MoE with Qwen3's norms, a combination that the layers support although no kind has both."""
     model = tiny_mixture("qwen2_moe")
     norms = {f"{name}_norm": RMSNorm(np.linspace(0.5, 1.5, 4), 1e-5) for name in "qk"}
     vars(model.model.layers[1].self_attn).update(norms)

@@ -1,4 +1,4 @@
-"""A training on windows of a text: its gradients in parts, its steps, its held-out loss, and its checkpoint."""
+"""Training on windows of a text: gradients in parts, steps, held-out loss and checkpoints."""
 
 import re
 import sys
@@ -55,7 +55,7 @@ def test_evaluation_in_blocks_is_the_loss_of_all_targets(monkeypatch, height):
 
 
 def start(dtype="float64"):
-    """A model with adapters, and the data: the same each time."""
+    """Return a model with adapters and the data, the same ones in each call."""
     model = adapt(tiny_llama(dtype=dtype), ["q_proj", "up_proj"], rank=2, alpha=4, rng=np.random.default_rng(3))
     X, Y, *held_out = windows(IDS, 8)
     return model, X, Y, tuple(held_out)

@@ -242,8 +242,8 @@ def test_a_name_reaches_what_peft_lets_it_reach(modules, parameters, reached):
     ("change", "error", "message"),
     [
         ({"names": ["experts.up"]}, ValueError,
-         "target_parameters names 'experts.up', which is not an array of a mixture without an adapter; there are .*. The "
-         "layers of a shared expert, and all others, belong in target_modules$"),
+         "target_parameters names 'experts.up', which is not an array of a mixture without an adapter; there are .*. "
+         "The layers of a shared expert, and all others, belong in target_modules$"),
         ({"names": [*NAMES, "up_proj"]}, ValueError, "target_parameters names 'up_proj', which is not an array of a"),
         ({"names": "gate.weight"}, TypeError, "target_parameters must be a list of names, not an expression, got 'gat"),
         ({"use_dora": True}, ValueError, "target_parameters excludes use_dora, as in PEFT"),

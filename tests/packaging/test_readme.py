@@ -168,7 +168,7 @@ def recorded(name: str) -> dict:
 
 
 def test_the_articles_run_is_the_recorded_one():
-    run, told = recorded("article-run"), article.Report(None)
+    run, told = recorded("article-run"), article.RunReport(None)
     base, adapter = Linear(np.zeros((1000, 1001))), LoRA(np.zeros((1, 1001)), np.zeros((1000, 1)), 1.0)
     delta = np.ones(base.weight.shape)
     delta[:5, :5], delta[-1, -2:] = run["corner"], run["between"]

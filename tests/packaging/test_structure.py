@@ -95,6 +95,8 @@ def test_folders_are_two_deep_at_most():
 
 HOUSES = ("conformance.", "audit.", "exercises.")
 JUDGE = [module for module in MODULES if module.startswith(HOUSES) and "__" not in module]
+SHARED = {"add", "run", "main", "attend", "attend_backward"}
+"""The protocol of a command's file, and of plain and blockwise attention: each file has its own."""
 
 
 def defined(module):
@@ -102,10 +104,24 @@ def defined(module):
     return re.findall(r"^(?:class|def) (\w+)", text_of(module), re.M)
 
 
-def test_a_name_stands_for_one_thing_in_the_whole_judge():
+def constants(module):
+    """Return the names that a file assigns at its top."""
+    targets = []
+    for node in ast.parse(text_of(module)).body:
+        targets += node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+    names = [name for target in targets if target for name in getattr(target, "elts", [target])]
+    return [name.id for name in names if isinstance(name, ast.Name)]
+
+
+def test_a_name_stands_for_one_thing_in_the_whole_house():
+    names = Counter(name for module in MODULES for name in {*defined(module), *constants(module)})
+    assert names["SUPPORTED"] == names["Adam"] == 1
+    assert {name for name, count in names.items() if count > 1 and not name.startswith("_")} == SHARED
+
+
+def test_no_two_files_of_the_judge_share_a_name():
     files = Counter(module.rpartition(".")[2] for module in JUDGE)
-    names = Counter(name for module in JUDGE for name in {*defined(module)} if not name.startswith("_"))
-    assert [name for named in (files, names) for name, count in named.items() if count > 1] == []
+    assert [name for name, count in files.items() if count > 1] == []
 
 
 def test_a_kinds_own_file_alone_asks_for_the_kind():

@@ -24,7 +24,7 @@ from minilora import (
     merge_adapter,
     save_adapter,
 )
-from minilora.files.peft import KEYS, UNSET
+from minilora.files.peft import CONFIG_KEYS, UNSET
 
 from ..support.disk import Killed, cut_at
 from ..support.peers import PEERS, often, peft, torch
@@ -316,8 +316,8 @@ def test_what_a_killed_save_leaves_is_no_adapter_to_peft(tmp_path):
 
 def test_every_key_of_pefts_configuration_has_its_default():
     defaults = {field.name: getattr(peft.LoraConfig(), field.name) for field in dataclasses.fields(peft.LoraConfig)}
-    assert defaults.keys() <= KEYS.keys() | {"peft_type"}
+    assert defaults.keys() <= CONFIG_KEYS.keys() | {"peft_type"}
     for key, value in defaults.items():
-        entry = KEYS[key]
+        entry = CONFIG_KEYS[key]
         if entry["x-changes-numbers"] and key not in ("peft_type", "peft_version"):
             assert value == entry.get("default", value if value in UNSET else "missing"), key

@@ -294,7 +294,7 @@ def test_a_template_that_takes_back_a_turn_is_refused(smollm2, theirs, tmp_path)
     one = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "<think>a greeting</think>Hello"}]
     lines = [{"messages": chat} for chat in (one, one, [*one, *one])]
     (tmp_path / "e.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    message = "line 3: the chat template writes what stands before the end of message 2 in"
+    message = "line 3: the chat template changes the text before the end of message 2 from"
     with pytest.raises(FileRefused, match=message):
         load_data(tmp_path / "e.jsonl", tmp_path / "m", 64)
 
@@ -416,8 +416,8 @@ def ours(messages, tools, template):
         return None, str(error)
 
 
-KEY = re.compile(r"^(?:the key )?'?(\w+)'? of message (\d+) leaves no trace")
-TOOL = re.compile(r"^(tool) (\d+) of its tools leaves no trace")
+KEY = re.compile(r"^(?:the key )?'?(\w+)'? of message (\d+) is ignored by the chat")
+TOOL = re.compile(r"^(tool) (\d+) of its tools is ignored by the chat")
 
 
 @pytest.mark.parametrize("tagged", [False, True])
@@ -431,14 +431,14 @@ def test_what_leaves_no_trace_is_refused(style, tagged):
         text, spans = written_by_transformers(checked, tools, source, tagged=tagged)
         written, why = ours(checked, tools, template)
         if text is None:
-            assert "chat template cannot write this" in why
+            assert "chat template cannot render this" in why
             continue
         keys = lost(checked, tools, source)
         if match := KEY.match(why) or TOOL.match(why):
             assert (int(match[2]), match[1]) in keys
             refused += 1
         elif why:
-            assert "in two ways" in why
+            assert "when more follows" in why
             assert not tagged
         else:
             assert not keys, messages

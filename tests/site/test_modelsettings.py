@@ -23,10 +23,10 @@ OF_A_KIND = (*(kind.architecture for kind in configs.MODEL_KINDS.values()), None
 MUST = {  # what the package supports of the settings of which it supports only some values
     "config.json": configs.SUPPORTED | {"architectures": OF_A_KIND},
     "config.json, of a mixture": {"quantization_config": (None,)},
-    "rope_parameters": configs.ROPE_MUST,
-    "quantization_config": configs.QUANTIZATION_MUST,
+    "rope_parameters": configs.SUPPORTED_ROPE,
+    "quantization_config": configs.SUPPORTED_QUANTIZATION,
     "tokenizer.json": {"dropout": (None, 0), "split_special_tokens": (False,)},
-    ".gguf": gguf.FILE_MUST
+    ".gguf": gguf.SUPPORTED_KIND
     | {f"llama.{name}": only for name, only in gguf.SUPPORTED_GGUF.items()}
     | {"tokenizer.ggml.model": ("gpt2",), "tokenizer.ggml.pre": GGUF_SPLITS},
 }

@@ -10,10 +10,10 @@ import numpy as np
 
 from ...files.dtypes import FLOATS, cast
 from ...files.expert_adapters import WRITTEN_AS, layer_paths
-from ...files.peft import BASE, EMBEDDING_FACTORS, FACTORS, PREFIX
+from ...files.peft import BASE_WEIGHT, EMBEDDING_FACTORS, FACTOR_TENSORS, PREFIX
 from .bases import EMBEDDING_PATH, EXPERT_COUNT, HEAD_PATH, LAYER, Base, to_bfloat16
 from .exact import product, sums
-from .reading import AdapterData, AdapterModule, Arrays, is_turned, scale, setting, target_array
+from .reading import AdapterData, AdapterModule, NamedArrays, is_turned, scale, setting, target_array
 
 SIZE = 1.3
 """The size of an update, relative to the weight that it changes."""
@@ -60,13 +60,13 @@ def drawn_adapter(rng: np.random.Generator, adapter: AdapterCase, base: Base) ->
         config["peft_version"] = WRITTEN_AS
     config |= adapter.config
     modules: dict[str, AdapterModule] = {}
-    starts: Arrays = {}
+    starts: NamedArrays = {}
     for path in adapter.paths:
         modules[path], start = _drawn_module(rng, adapter, config, path, base)
         starts |= {} if start is None else {path: start}
     if adapter.pissa == "converted":
         config |= {"r": 2 * config["r"], "lora_alpha": 2 * config["lora_alpha"]}
-    saved: Arrays = {}
+    saved: NamedArrays = {}
     for path in adapter.saved:
         W = base.arrays[f"{path}.weight"]
         saved[path] = rounded(W + 0.7 * np.sqrt(np.square(W).mean()) * rng.standard_normal(W.shape))
@@ -153,7 +153,7 @@ DEFAULTS: dict[str, Any] = {
 """The keys of adapter_config.json that PEFT has written for years, with their defaults."""
 
 
-def adapter_files(adapter: AdapterCase, given: AdapterData, base: Base) -> tuple[dict[str, Any], Arrays]:
+def adapter_files(adapter: AdapterCase, given: AdapterData, base: Base) -> tuple[dict[str, Any], NamedArrays]:
     """Return an adapter's configuration, and its tensors under PEFT's names."""
     parameters = [path for path in given.modules if path in base.arrays]
     place_of = layer_paths(parameters)
@@ -161,15 +161,15 @@ def adapter_files(adapter: AdapterCase, given: AdapterData, base: Base) -> tuple
     config = {**DEFAULTS, "base_model_name_or_path": f"bases/{base.name}", "target_modules": targets}
     if parameters:
         config["target_parameters"] = [path.removeprefix(f"{LAYER}.") for path in parameters]
-    tensors: Arrays = {}
+    tensors: NamedArrays = {}
     for path, module in given.modules.items():
-        names = EMBEDDING_FACTORS if path == EMBEDDING_PATH else FACTORS
+        names = EMBEDDING_FACTORS if path == EMBEDDING_PATH else FACTOR_TENSORS
         parts = {
             names[0]: module.lora_A, names[1]: module.lora_B, "lora_B.bias": module.bias,
             "lora_magnitude_vector": module.magnitude, "base_layer.bias": module.trained_bias,
         }  # fmt: skip
         if adapter.with_base and path in (EMBEDDING_PATH, HEAD_PATH):
-            parts[BASE] = base.arrays[f"{path}.weight"]
+            parts[BASE_WEIGHT] = base.arrays[f"{path}.weight"]
         prefix = f"{PREFIX}{place_of.get(path, path)}"
         tensors |= {f"{prefix}.{part}": array for part, array in parts.items() if array is not None}
     tensors |= {f"{PREFIX}{path}.weight": array for path, array in given.saved.items()}
@@ -190,7 +190,7 @@ def targets_of(paths: list[str], base: Base) -> list[str]:
     return sorted(ends if named == set(paths) else paths)
 
 
-def damaged(config: dict[str, Any], tensors: Arrays, how: str) -> tuple[dict[str, Any], Arrays]:
+def damaged(config: dict[str, Any], tensors: NamedArrays, how: str) -> tuple[dict[str, Any], NamedArrays]:
     """Damage an adapter's configuration and tensors so that a reader must refuse them."""
     name = next((name for name in tensors if name.endswith("lora_B.weight")), "")
     match how:

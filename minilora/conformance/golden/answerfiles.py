@@ -10,7 +10,7 @@ import numpy as np
 from ...files.dtypes import FLOATS
 from ...files.tensors import TensorFile
 from ...texts import FileRefused, short
-from .reading import Arrays
+from .reading import NamedArrays
 
 COMPUTED_IN = "computed_in"
 PRECISIONS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
@@ -19,7 +19,9 @@ MAX_ANSWER = 1 << 26
 """The largest tensor of answers that is read, in bytes."""
 
 
-def read_answers(path: Path, tolerance: Mapping[str, float], more: Sequence[str] = ()) -> tuple[list[str], str, Arrays]:
+def read_answers(
+    path: Path, tolerance: Mapping[str, float], more: Sequence[str] = ()
+) -> tuple[list[str], str, NamedArrays]:
     """Return the names of all tensors in a file, the precision that they were computed in, and the answers.
 
     `more` has names of tensors that are answers too.
@@ -44,7 +46,7 @@ def read_answers(path: Path, tolerance: Mapping[str, float], more: Sequence[str]
     return [*file.tensors], precision, read_tensors(path, (*names, "ids") if "ids" in file.tensors else names)
 
 
-def read_tensors(path: Path, names: Iterable[str] | None = None) -> Arrays:
+def read_tensors(path: Path, names: Iterable[str] | None = None) -> NamedArrays:
     """Read the named tensors of a file, by default all; floats of every type are returned as float64."""
     file, arrays = TensorFile(path), {}
     for name in file.tensors if names is None else names:

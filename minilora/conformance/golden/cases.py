@@ -14,7 +14,7 @@ import numpy as np
 
 from .adapters import PLACES, AdapterCase, adapter_files, as_stored, damaged, drawn_adapter
 from .bases import BASES, LAYER, VOCABULARY, Base
-from .reading import AdapterData, Arrays, target_array
+from .reading import AdapterData, NamedArrays, target_array
 
 TABLE: Mapping[str, Any] = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
 LOGIT_TOLERANCE = {"float64": 1e-5, "float32": 1e-4, "float16": 0.06, "bfloat16": 0.3}
@@ -81,7 +81,7 @@ class Case:
         names = [name for name in weights if ".experts.0." not in name]
         return min(names, key=lambda name: (weights[name].size, weights[name].shape[-1]))
 
-    def files(self) -> Iterator[tuple[dict[str, Any], Arrays]]:
+    def files(self) -> Iterator[tuple[dict[str, Any], NamedArrays]]:
         """Yield each adapter's configuration, and its tensors under PEFT's names."""
         for adapter, (given, _) in zip(self.adapters, self.given, strict=True):
             yield damaged(*adapter_files(adapter, given, self.base), self.damage)

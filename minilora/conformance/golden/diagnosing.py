@@ -29,7 +29,7 @@ from .bases import misdecoded
 from .cases import LOGIT_TOLERANCE
 from .judging import AnswerPair, paired_answers
 from .mistakes import further_mistakes_of, mistakes_of
-from .reading import Arrays, Reading
+from .reading import NamedArrays, Reading
 from .subject import Subject, read_subject
 
 PROMPTS, OF_THE_BASE = "prompts", "base_logits"
@@ -77,7 +77,7 @@ def logits_of(subject: Subject, ids: np.ndarray, parts: Parts) -> np.ndarray:
     return np.asarray(z / parts.get("temperature", 1.0))
 
 
-def _model(config: Any, arrays: Arrays, dtype: Any) -> Llama:
+def _model(config: Any, arrays: NamedArrays, dtype: Any) -> Llama:
     """Build a decoder from these arrays, which may include biases that its config does not have."""
     arrays = {name: np.ascontiguousarray(array).astype(dtype, copy=False) for name, array in arrays.items()}
     model = Llama.build(config, {name: arrays[name] for name in config.shapes()})
@@ -87,7 +87,7 @@ def _model(config: Any, arrays: Arrays, dtype: Any) -> Llama:
     return model
 
 
-def _rounded(arrays: Mapping[str, np.ndarray], dtype: str) -> Arrays:
+def _rounded(arrays: Mapping[str, np.ndarray], dtype: str) -> NamedArrays:
     """Round weights to a type, and return them in their own dtype."""
     with np.errstate(over="ignore"):
         return {name: cast(array.astype("f4"), FLOATS[dtype]).astype(array.dtype) for name, array in arrays.items()}
@@ -103,7 +103,7 @@ class EngineAnswers:
     path: Path
     prompts: np.ndarray  # (P, T)
     precision: str  # the precision that the engine computed in
-    answered: Arrays  # logits or log_probabilities, with or without ids, and perhaps base_logits
+    answered: NamedArrays  # logits or log_probabilities, with or without ids, and perhaps base_logits
     bounds: Mapping[str, float]  # the largest allowed error of a logit, by precision
 
     @property

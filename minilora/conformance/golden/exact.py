@@ -141,7 +141,7 @@ def exact_logits(
 
     def mlp(path: str, x: np.ndarray) -> np.ndarray:
         sizes = mixture or config.mixture
-        if sizes is not None and path.endswith(".mlp") and sizes.stands_in(int(path.split(".")[2])):
+        if sizes is not None and path.endswith(".mlp") and sizes.has_mixture(int(path.split(".")[2])):
             return mixed(path, x, sizes)
         return linear(f"{path}.down_proj", gated(linear(f"{path}.gate_proj", x), linear(f"{path}.up_proj", x)))
 

@@ -19,7 +19,7 @@ from .bases import BASES, LIVING, UNTIED, Base, write_base, write_gguf, write_js
 from .cases import CASES, LOGIT_TOLERANCE, Case
 from .leftovers import LEFTOVERS, ROUNDED
 from .misreadings import MISREADINGS, MIXTURE_MISREADINGS
-from .reading import Arrays
+from .reading import NamedArrays
 from .sessions import SESSIONS, Session, Use, session_adapters
 from .signatures import APART, SHOWN_ROWS, SIGNATURE_ROWS, CaseAnswers, answers, session_answers
 
@@ -185,7 +185,7 @@ def write_golden(folder: Path) -> int:
     return len(every)
 
 
-def write_adapter(folder: Path, config: dict[str, Any], tensors: Arrays, stored: str = "") -> None:
+def write_adapter(folder: Path, config: dict[str, Any], tensors: NamedArrays, stored: str = "") -> None:
     """Write an adapter in PEFT's layout."""
     folder.mkdir(parents=True)
     write_json(folder / CONFIG_NAME, config)

@@ -22,7 +22,7 @@ from ..naming import Answers, Parts, World, Wrong, name
 from .answerfiles import read_answers, read_tensors
 from .folder import CaseEntry, GoldenIndex, SessionEntry, read_index
 from .leftovers import ROUNDED
-from .reading import Arrays
+from .reading import NamedArrays
 
 MERGED = {"float64": 1e-6, "float32": 1e-5, "float16": 2e-3, "bfloat16": 1e-2}
 """The allowed error of a merged weight's entry, relative to the largest entry, for one to a few roundings."""
@@ -262,7 +262,12 @@ class AnswerPair:
 
 
 def paired_answers(
-    quantity: str, theirs: Arrays, ours: Arrays, flags: list[str], precision: str, tolerance: Mapping[str, float]
+    quantity: str,
+    theirs: NamedArrays,
+    ours: NamedArrays,
+    flags: list[str],
+    precision: str,
+    tolerance: Mapping[str, float],
 ) -> AnswerPair | str | None:
     """Pair an answer with ours; return what is wrong with its shape, or None if the case does not ask for it."""
     answer, logits, ids = theirs[quantity], ours["logits"], None

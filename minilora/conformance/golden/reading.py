@@ -33,13 +33,13 @@ from typing import Any
 import numpy as np
 
 from ...files.expert_adapters import B_LAYOUTS, EXCHANGED_UNTIL, version_of
-from ...files.experts import MIXTRAL, MIXTRAL_MLP, PARTS
+from ...files.experts import EXPERT_PARTS, MIXTRAL, MIXTRAL_MLP
 from ...language.config import MixtureConfig
 from ..problems.several import ExpertFormulas
 from .bases import EMBEDDING_TENSOR, HEAD_TENSOR, SHARED_EXPERT
 from .exact import product, sums
 
-Arrays = dict[str, np.ndarray]
+NamedArrays = dict[str, np.ndarray]
 ConfigJson = Mapping[str, Any]
 
 
@@ -99,7 +99,7 @@ def is_turned(config: ConfigJson) -> bool:
     return version is not None and version <= EXCHANGED_UNTIL
 
 
-def target_array(path: str, place: str, arrays: Arrays) -> tuple[str, int | None, slice]:
+def target_array(path: str, place: str, arrays: NamedArrays) -> tuple[str, int | None, slice]:
     """Return the name of the array that a path's adapter changes, with the expert and rows if it changes only these.
 
     The array is that of `place` if it exists, and otherwise that of `path`.
@@ -114,14 +114,14 @@ def target_array(path: str, place: str, arrays: Arrays) -> tuple[str, int | None
     return name, expert, slice(i * height, (i + 1) * height)
 
 
-def _array_of(path: str, arrays: Arrays) -> tuple[str, int | None, tuple[str, ...], str]:
+def _array_of(path: str, arrays: NamedArrays) -> tuple[str, int | None, tuple[str, ...], str]:
     """Return the name of a path's array; for a path of one expert, also its number, the array's parts, and its part."""
     of_one = re.fullmatch(r"(.*)\.experts\.(\d+)\.(\w+)", path)
     if of_one is None:
         return path if path in arrays else f"{path}.weight", None, (), ""
     block, expert, old = of_one.groups()
     part = {old_name: name for name, old_name in MIXTRAL.items()}.get(old, old)
-    array, parts = next((array, parts) for array, parts in PARTS.items() if part in parts)
+    array, parts = next((array, parts) for array, parts in EXPERT_PARTS.items() if part in parts)
     return f"{block.replace(MIXTRAL_MLP, 'mlp')}.experts.{array}", int(expert), parts, part
 
 
@@ -176,9 +176,9 @@ class Reading:
         return replace(mixture, num_experts_per_tok=kept, norm_topk_prob=renormalised), self.unweighted
 
     def changed(
-        self, arrays: Arrays, adapters: Sequence[tuple[AdapterData, float]],
-        misread: Mapping[str, Arrays] | None = None, previous: Sequence[tuple[AdapterData, float]] = (),
-    ) -> Arrays:  # fmt: skip
+        self, arrays: NamedArrays, adapters: Sequence[tuple[AdapterData, float]],
+        misread: Mapping[str, NamedArrays] | None = None, previous: Sequence[tuple[AdapterData, float]] = (),
+    ) -> NamedArrays:  # fmt: skip
         """Return all arrays of the base that change, and new biases; `misread` is `Base.misread` or `misdecoded`.
 
         `previous` has the adapters of the previous case, which a faulty program may not remove.
@@ -208,7 +208,7 @@ class Reading:
         return after
 
     def _add(
-        self, after: Arrays, read: Arrays, config: ConfigJson, adapter: AdapterData, path: str, weight: float
+        self, after: NamedArrays, read: NamedArrays, config: ConfigJson, adapter: AdapterData, path: str, weight: float
     ) -> None:
         """Add a module's update to the changed arrays. A matrix is treated as a stack of one."""
         module, start = adapter.modules[path], adapter.starts.get(path)

@@ -17,7 +17,7 @@ import numpy as np
 from .adapters import AdapterCase, adapter_files, drawn_adapter
 from .bases import LIVING
 from .cases import TABLE, drawn_tokens
-from .reading import AdapterData, Arrays
+from .reading import AdapterData, NamedArrays
 
 PREFIX_TOKENS, TAIL_TOKENS = 256, 6
 """The number of a long prompt's tokens that several requests share, and of those that follow."""
@@ -100,7 +100,7 @@ def adapter_of(folder: Path) -> AdapterData:
     return drawn_adapter(np.random.default_rng([*folder.name.encode()]), LIVING_ADAPTERS[folder.name], LIVING)
 
 
-def session_adapters() -> Iterator[tuple[Path, tuple[dict[str, Any], Arrays]]]:
+def session_adapters() -> Iterator[tuple[Path, tuple[dict[str, Any], NamedArrays]]]:
     """Yield the folder of each adapter of the sessions, with its configuration and tensors."""
     for name, adapter in LIVING_ADAPTERS.items():
         folder = Path("adapters", name)

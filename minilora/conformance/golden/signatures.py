@@ -21,7 +21,7 @@ from .cases import LOGIT_TOLERANCE, Case
 from .exact import exact_logits
 from .leftovers import LEFTOVERS, Engine, Moment, Sum, added
 from .misreadings import MISREADINGS, MIXTURE_MISREADINGS
-from .reading import AdapterData, Arrays, Reading
+from .reading import AdapterData, NamedArrays, Reading
 from .sessions import Request, Session, Use
 
 APART = 10 * LOGIT_TOLERANCE["bfloat16"]
@@ -53,7 +53,7 @@ class CaseAnswers:
         """The logits (prompts, V) after the last token."""
         return self.logits if self.logits.ndim == 2 else self.logits[:, -1]
 
-    def tensors(self) -> Arrays:
+    def tensors(self) -> NamedArrays:
         """Return the tensors of a file of answers. Logits at all positions get names of their own."""
         if self.each:
             last = CaseAnswers(self.ends, {flag: z[:, -1] for flag, z in self.signatures.items()})
@@ -120,7 +120,7 @@ def distance(array: np.ndarray, expected: np.ndarray) -> float:
 def _logits(
     base: Base,
     ids: np.ndarray,
-    changed: Sequence[Arrays],
+    changed: Sequence[NamedArrays],
     decoding: Decoding = PLAIN_DECODING,
     *,
     last: int = 0,
@@ -142,7 +142,7 @@ def _default(base: Base, name: str) -> np.ndarray:
 
 
 def _end_logits(
-    base: Base, ids: np.ndarray, changed: Mapping[str, Arrays], decodings: Mapping[str, Decoding]
+    base: Base, ids: np.ndarray, changed: Mapping[str, NamedArrays], decodings: Mapping[str, Decoding]
 ) -> dict[str, np.ndarray]:
     """Return the logits (prompts, V) after the last token, keyed by bug; equal decoders are computed once."""
     ends: dict[str, np.ndarray] = {}
@@ -159,13 +159,15 @@ def _end_logits(
     return {flag: ends[flag] for flag in changed}
 
 
-def _key(base: Base, changed: Arrays) -> frozenset[tuple[str, bytes]]:
+def _key(base: Base, changed: NamedArrays) -> frozenset[tuple[str, bytes]]:
     """Return a key that is the same for equal decoders."""
     differ = {name: array for name, array in changed.items() if (array != _default(base, name)).any()}
     return frozenset((name, array.tobytes()) for name, array in differ.items())
 
 
-def _with_old_cache(base: Base, ids: np.ndarray, length: int, old: Arrays, new: Arrays) -> np.ndarray:  # (prompts, V)
+def _with_old_cache(
+    base: Base, ids: np.ndarray, length: int, old: NamedArrays, new: NamedArrays
+) -> np.ndarray:  # (prompts, V)
     """Return logits after the last token, if the first `length` tokens' keys and values come from `old`."""
     return _logits(base, ids, [old, new], cached=length, last=1)[1, :, 0]
 
@@ -239,7 +241,7 @@ def _following(prompt: np.ndarray, engines: Engines, m: Moment, _: Any, count: i
     return numbers
 
 
-def _generated(ids: np.ndarray, count: int, old: Arrays, new: Arrays) -> np.ndarray:  # (1, T) -> (count, V)
+def _generated(ids: np.ndarray, count: int, old: NamedArrays, new: NamedArrays) -> np.ndarray:  # (1, T) -> (count, V)
     """Return the logits of greedily generated tokens, by `new` with the prompt's keys and values from `old`."""
     rows, cached = [], ids.shape[1]
     for i in range(count):
@@ -257,10 +259,10 @@ def cached_length(prompt: np.ndarray, before: Sequence[Request]) -> int:
     return min(longest, len(prompt) - 1)
 
 
-def _changed(sum: Sum | None, m: Moment) -> Arrays:
+def _changed(sum: Sum | None, m: Moment) -> NamedArrays:
     return _living(tuple(added(m.now) if sum is None else sum))
 
 
 @lru_cache(maxsize=64)  # most bugs answer most prompts correctly
-def _living(sum: tuple[tuple[AdapterData, float], ...]) -> Arrays:
+def _living(sum: tuple[tuple[AdapterData, float], ...]) -> NamedArrays:
     return Reading().changed(LIVING.arrays, sum)

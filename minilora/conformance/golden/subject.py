@@ -14,14 +14,14 @@ import numpy as np
 from ...audit.formats import TRAINABLE_TOKENS, open_adapter
 from ...audit.headers import AdapterFile, open_model
 from ...audit.landing import ARCHITECTURE, land
-from ...files.peft import KEYS
+from ...files.peft import CONFIG_KEYS
 from ...language.config import LlamaConfig
 from ...language.files.weights import open_llama
 from ...layers.quantized import FrozenQuantizedLinear
 from ...layers.rotary import halves_from_interleaved
 from ...texts import FileRefused, short
 from .bases import EMBEDDING_TENSOR, HEAD_TENSOR
-from .reading import AdapterData, AdapterModule, Arrays
+from .reading import AdapterData, AdapterModule, NamedArrays
 
 OF_ONE_EXPERT = re.compile(r"\.experts\.\d+\.")
 PERMUTED = (".q_proj", ".k_proj")
@@ -35,7 +35,7 @@ class Subject:
     """The model and the adapter that an engine was given."""
 
     config: LlamaConfig  # the decoder's, always with an untied head
-    arrays: Arrays  # the base's arrays by transformers' names, always with a head
+    arrays: NamedArrays  # the base's arrays by transformers' names, always with a head
     given: AdapterData
 
     @property
@@ -66,7 +66,7 @@ def read_subject(model: Path, adapter: Path) -> Subject:
     if not file.modules and not file.saved:
         raise FileRefused(adapter, "there is no adapter in it: see `minilora audit`")
     start = (file.config or {}).get("init_lora_weights")
-    if start not in KEYS["init_lora_weights"]["x-supported"]:
+    if start not in CONFIG_KEYS["init_lora_weights"]["x-supported"]:
         raise FileRefused(
             adapter, f"init_lora_weights is {short(start)}: convert it to an adapter over the original base"
         )
@@ -93,12 +93,12 @@ def _check_kinds(file: AdapterFile, *, mixture: bool) -> None:
         raise FileRefused(file.path, f"{short(next(iter(file.saved)))} is not supported with a mixture of experts")
 
 
-def _base(model: Path) -> tuple[LlamaConfig, Arrays]:
+def _base(model: Path) -> tuple[LlamaConfig, NamedArrays]:
     """Read the decoder's configuration and arrays, with 4-bit weights dequantized."""
     config, read = open_llama(model)
     shapes = config.shapes()
     dtype = compute_dtype(shapes.values())
-    arrays: Arrays = {}
+    arrays: NamedArrays = {}
     for name in shapes:
         array = read(name)
         arrays[name] = np.asarray(array.weight if isinstance(array, FrozenQuantizedLinear) else array).astype(dtype)
@@ -113,7 +113,7 @@ def compute_dtype(shapes: Iterable[tuple[int, ...]]) -> type[np.floating[Any]]:
     return np.float32 if sum(map(math.prod, shapes)) > LARGE else np.float64
 
 
-def _given(file: AdapterFile, places: dict[str, str], arrays: Arrays, head_dim: int) -> AdapterData:
+def _given(file: AdapterFile, places: dict[str, str], arrays: NamedArrays, head_dim: int) -> AdapterData:
     """Return the adapter with PEFT's configuration and layout, whichever program wrote it."""
     dtype = arrays[EMBEDDING_TENSOR].dtype
 

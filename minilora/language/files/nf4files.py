@@ -1,16 +1,16 @@
-"""NF4 weights in safetensors files, as bitsandbytes and transformers write them.
+"""NF4 weights in safetensors files, in the layout of bitsandbytes and transformers.
 
-A weight X of shape (out, in) is stored in up to six tensors:
+A weight X of shape (out, in), with n = out in numbers, is stored in up to six tensors:
 
     X                                   uint8 ((n + 1) // 2, 1)     codes, two per byte
     X.quant_map                         float32 (16,)               the code book
-    X.absmax                            float32 (blocks,)           the scales; their codes, uint8, if quantised too
+    X.absmax                            float32 (blocks,)           the scales; if quantised too, their uint8 codes
     X.nested_absmax                     float32 (blocks / 256,)     the scales of the scales
-    X.nested_quant_map                  float32 (256,)              the book of their codes
+    X.nested_quant_map                  float32 (256,)              the code book of the scales
     X.quant_state.bitsandbytes__nf4     uint8                       JSON: the shape, the block sizes, the scales' mean
 
-``quantization_config`` in ``config.json`` states that a model is quantised, and which of its linear layers are not.
-Weights are dequantised in float32, whatever type the JSON names: that is the type they had before.
+``quantization_config`` in ``config.json`` says that a model is quantised, and which of its linear layers are not.
+Weights are always dequantised to float32. The JSON's dtype is ignored, since it is only that of the original weights.
 """
 
 from __future__ import annotations
@@ -34,31 +34,31 @@ NF4_PARTS = ("absmax", "quant_map", "nested_absmax", "nested_quant_map", NF4_STA
 
 
 class State(msgspec.Struct):
-    """The supported contents of a weight's JSON."""
+    """The contents of a weight's JSON, restricted to the supported values."""
 
     quant_type: Literal["nf4"]
     blocksize: int
     shape: tuple[int, int]
     nested_blocksize: Literal[256] = 256  # `SCALES_IN_A_BLOCK`
     nested_dtype: Literal["float32"] = "float32"
-    nested_offset: float | None = None  # the mean of the scales, if these are quantised too
-    dtype: str = "float32"  # the type that bitsandbytes dequantises to
+    nested_offset: float | None = None  # the mean of the scales, if they are quantised too
+    dtype: str = "float32"  # the type to which bitsandbytes dequantises
 
 
 class NF4Weights:
-    """The quantised weights of a folder: their names, shapes and readers."""
+    """The quantised weights of a folder: their names and shapes, and a reader."""
 
     def __init__(self, path: Path, base: Weights, settings: Any) -> None:
         self.base = base
         names = [name for name in base.holder if f"{name}.{NF4_STATE}" in base.holder]
         with reading(path):
-            _check_quantised_layers(base, settings, names)  # transformers follows the settings
+            _check_quantised_layers(base, settings, names)  # transformers relies on the settings only
         self.tensors = {*names, *(f"{name}.{part}" for name in names for part in NF4_PARTS)}
         self.states = {name: self._state(name) for name in names}
         self.shapes: dict[str, tuple[int, ...]] = {name: state.shape for name, state in self.states.items()}
 
     def read(self, name: str) -> QuantizedLinear:
-        """Read one weight as a layer without a bias."""
+        """Return one weight as a linear layer without a bias."""
         state, nested = self.states[name], dict[str, Any]()
         with reading(self.base.holder[name].path):
             if state.nested_offset is not None:
@@ -68,7 +68,7 @@ class NF4Weights:
                 return QuantizedLinear(codes, absmax, state.shape, block_size=state.blocksize, **nested)
 
     def _state(self, name: str) -> State:
-        """Read a weight's JSON, and require the standard code books."""
+        """Return the contents of a weight's JSON, after checking that its code books are the standard ones."""
         with reading(self.base.holder[name].path):
             with named(f"{name}.{NF4_STATE}"):
                 state = msgspec.json.decode(self._tensor(f"{name}.{NF4_STATE}").tobytes(), type=State)
@@ -79,40 +79,40 @@ class NF4Weights:
         return state
 
     def _check_book(self, name: str, book: np.ndarray) -> None:
-        """Require the standard code book, up to the last bit, in which libraries differ."""
+        """Require the standard code book, up to rounding, since libraries differ in the last bit."""
         numbers = self._tensor(name)
         if numbers.shape != book.shape or not np.abs(numbers - book).max() < 1e-6:
-            raise ValueError(f"{short(name)} has different numbers from bitsandbytes'")
+            raise ValueError(f"{short(name)} differs from bitsandbytes' code book")
 
     def _tensor(self, name: str) -> np.ndarray:
-        """Return numbers, or raw bytes, as a flat array."""
+        """Return a tensor's numbers or raw bytes as a flat array."""
         return self.base.holder[name].numbers(name)
 
 
 def _check_quantised_layers(base: Weights, settings: Any, quantised: list[str]) -> None:
-    """Require that settings and file agree on which linear layers are quantised."""
+    """Require that the settings and the file agree on which linear layers are quantised."""
     if settings is None:
         if quantised:
-            raise ValueError(f"{short(quantised[0])} is quantised, and there is no quantization_config")
+            raise ValueError(f"{short(quantised[0])} is quantised, but there is no quantization_config")
         return
     skipped = settings.get("llm_int8_skip_modules")
     for name in base.holder:
         linear = name.removesuffix(".weight")
         if not name.endswith(("_proj.weight", f"{HEAD}.weight")):
             continue
-        kept = any(
+        excluded = any(
             linear == module or linear.startswith(f"{module}.") or linear.endswith(module)
             for module in ([HEAD] if skipped is None else skipped)
         )
-        if kept == (name in quantised):
-            says, is_so = ("not quantised", "is") if kept else ("quantised", "is not")
+        if excluded == (name in quantised):
+            says, is_so = ("not quantised", "is") if excluded else ("quantised", "is not")
             raise ValueError(
-                f"quantization_config says that {short(linear)} is {says}, and in the file its weight {is_so}"
+                f"quantization_config says that {short(linear)} is {says}, but in the file its weight {is_so}"
             )
 
 
 def nf4_tensors(name: str, layer: QuantizedLinear) -> dict[str, np.ndarray]:
-    """Return the tensors of a layer's weight, in bitsandbytes' order."""
+    """Return the tensors that store a layer's weight, in bitsandbytes' order."""
 
     def host(array: Any) -> np.ndarray:
         return backend_of(array).to_numpy(array)
@@ -130,11 +130,11 @@ def nf4_tensors(name: str, layer: QuantizedLinear) -> dict[str, np.ndarray]:
 
 
 def quantization_config(layers: Mapping[str, bool]) -> dict[str, Any] | None:
-    """Return config.json's entry, given whether each layer is quantised by path; None if none is."""
+    """Return config.json's entry for layers that are quantised or not, by path; None if no layer is quantised."""
     if not any(layers.values()):
         return None
     unquantised = [path for path, quantised in layers.items() if not quantised]
-    usual = unquantised == [HEAD] or (not unquantised and HEAD not in layers)  # a tied head needs no entry
+    usual = unquantised == [HEAD] or (not unquantised and HEAD not in layers)  # a tied head is not listed
     return {
         "quant_method": "bitsandbytes",
         "load_in_4bit": True,

@@ -22,7 +22,7 @@ from ...checks import Array, check_instance, check_path, dtype_name
 from ...extras import needed
 from ...files.adapters import load_adapter
 from ...files.disk import check_new_folder, model_format, synced, written_folder
-from ...files.experts import MIXTRAL, MIXTRAL_MLP, PARTS
+from ...files.experts import EXPERT_PARTS, MIXTRAL, MIXTRAL_MLP
 from ...files.modelfolder import FURTHER_TEMPLATES, companions, copy_companions
 from ...files.tensors import MODEL_CONFIG, SINGLE_NAME, write_tensors
 from ...layer import walk
@@ -147,7 +147,7 @@ def split_experts(config: LlamaConfig, tensors: Mapping[str, np.ndarray]) -> dic
         if not experts.endswith(".mlp.experts"):
             split[_file_name(config, name)] = array
             continue
-        parts = PARTS[stacked]
+        parts = EXPERT_PARTS[stacked]
         for e, matrix in enumerate(array):
             names = [_file_name(config, f"{experts}.{e}.{part}.weight") for part in parts]
             split |= dict(zip(names, np.split(matrix, len(parts)), strict=True))
@@ -243,5 +243,5 @@ def found_by_weight(model: Llama) -> list[str]:
     """
     if model.config.model_type != "qwen3_moe":
         return []
-    ends = tuple(f".mlp.{name}" for names in PARTS.values() for name in names)
+    ends = tuple(f".mlp.{name}" for names in EXPERT_PARTS.values() for name in names)
     return [f"{path}.weight" for path in adapters(model) if path.endswith(ends)]

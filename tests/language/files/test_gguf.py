@@ -1,4 +1,4 @@
-"""Llama decoders in llama.cpp's format: what is read, what is refused, and blocks of bits that stay in memory."""
+"""Llama decoders in llama.cpp's format: what is read, what is refused, and weights that stay quantised."""
 
 import struct
 import time
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from minilora import Linear, Llama, adapt, merge, quantize
 from minilora.language import save_llama
-from minilora.language.files.gguf import BYTES, FILE_MUST, SUPPORTED_GGUF, BlockLinear, decode
+from minilora.language.files.gguf import BYTES, SUPPORTED_GGUF, SUPPORTED_KIND, BlockLinear, decode
 from minilora.language.files.tokens import load_tokenizer
 from minilora.language.memory import parameter_bytes
 from minilora.layer import parameter_count, rebuild, walk
@@ -44,7 +44,7 @@ def test_a_gguf_file_is_the_model_it_came_from(tmp_path, model, tied, vocab):
 
 @pytest.mark.parametrize(("kind", "read"), [("qwen2", "qwen2"), ("mistral", "llama")])
 def test_a_qwen2_keeps_its_kind_a_mistral_is_a_llama(tmp_path, kind, read):
-    """A Qwen2 keeps the order of its rows, and has three biases."""
+    """A Qwen2's rows are not permuted, and it has three biases."""
     model = llama_of_kind(kind)
     found = Llama.load(write(tmp_path / "m.gguf", model, changes={"llama.context_length": 70}))
     assert (found.config.model_type, found.config.max_position_embeddings) == (read, 70)
@@ -55,9 +55,9 @@ def test_a_qwen2_keeps_its_kind_a_mistral_is_a_llama(tmp_path, kind, read):
 
 def test_a_qwen2_has_no_other_arrays(tmp_path):
     for arrays, message in (
-        ({"blk.1.attn_k.bias": None}, "'model.layers.1.self_attn.k_proj.bias' is missing"),
-        ({"blk.0.attn_output.bias": np.ones(12, "f4")}, "'model.layers.0.self_attn.o_proj.bias' is there, which"),
-        ({"rope_freqs.weight": np.ones(2, "f4")}, "'rope_freqs.weight' is there, which"),
+        ({"blk.1.attn_k.bias": None}, "'model.layers.1.self_attn.k_proj.bias'"),
+        ({"blk.0.attn_output.bias": np.ones(12, "f4")}, "'model.layers.0.self_attn.o_proj.bias' is unexpected"),
+        ({"rope_freqs.weight": np.ones(2, "f4")}, "'rope_freqs.weight' is unexpected"),
     ):
         with pytest.raises(FileRefused, match=message):
             Llama.load(write(tmp_path / "m.gguf", llama_of_kind("qwen2"), arrays=arrays))
@@ -101,14 +101,14 @@ REFUSED = [
     ({"llama.attention.sliding_window": 64}, {}, "llama.attention.sliding_window is 64, supported: 0"),
     ({"llama.rope.scaling.type": "yarn"}, {}, "llama.rope.scaling.type is 'yarn', supported: 'linear', 'none'"),
     ({"llama.rope.scaling.factor": 4.0, "llama.rope.scale_linear": 2.0}, {},
-     "llama.rope.scaling.factor is 4.0 and llama.rope.scale_linear is 2.0: expected one"),
+     "llama.rope.scaling.factor is 4.0 and llama.rope.scale_linear is 2.0: expected only one"),
     ({"llama.rope.scaling.factor": -4.0}, {}, "factor must be above 0 and finite, got -4.0"),
     ({"llama.rope.scaling.attn_factor": 1.5}, {}, "llama.rope.scaling.attn_factor is 1.5, supported: 1"),
     ({"llama.attention.layer_norm_rms_epsilon": None}, {}, "rms_norm_eps must be a number, got None"),
     ({"llama.rope.dimension_count": 2}, {},
-     "llama.rope.dimension_count is 2, supported: 4, the width of a head's keys"),
+     "llama.rope.dimension_count is 2, supported: 4, the head dimension of the keys"),
     ({"llama.attention.value_length": 3}, {},
-     "llama.attention.value_length is 3, supported: 4, the width of a head's keys"),
+     "llama.attention.value_length is 3, supported: 4, the head dimension of the keys"),
     ({"llama.attention.causal": False}, {}, "llama.attention.causal is False, supported: True"),
     ({"split.count": 2}, {}, "split.count is 2, supported: 0, 1"),
     ({"adapter.type": "lora"}, {}, "adapter.type is 'lora', supported: ''"),
@@ -117,19 +117,20 @@ REFUSED = [
     ({"llama.block_count": None}, {}, "num_hidden_layers must be an integer, got None"),
     ({"llama.attention.head_count": 0}, {}, "num_attention_heads must be at least 1, got 0"),
     ({"llama.embedding_length": "12"}, {}, "hidden_size must be an integer, got '12'"),
-    ({}, {"blk.1.ffn_up.weight": None}, "'model.layers.1.mlp.up_proj.weight' is missing; 1 arrays are missing in all"),
+    ({}, {"blk.1.ffn_up.weight": None}, "missing arrays: 1, the first is 'model.layers.1.mlp.up_proj.weight'"),
     ({"llama.vocab_size": None}, {"token_embd.weight": np.ones(9, "f4")},
      "'model.embed_tokens.weight' has shape [9], expected [9, 12]"),
     ({}, {"blk.0.ffn_up.weight": np.ones((12, 20), "f4")},
      "'model.layers.0.mlp.up_proj.weight' has shape [12, 20], expected [20, 12]"),
     ({}, {"blk.9.attn_q.weight": np.ones((2, 2), "f4")},
-     "'model.layers.9.self_attn.q_proj.weight' is there, which a Llama decoder with this config does not have"),
-    ({}, {"a\x1b[2J": np.ones(2, "f4")}, r"'a\x1b[2J' is there, which a Llama decoder with this config does not have"),
+     "'model.layers.9.self_attn.q_proj.weight' is unexpected: a Llama decoder with this config does not have it"),
+    ({}, {"a\x1b[2J": np.ones(2, "f4")},
+     r"'a\x1b[2J' is unexpected: a Llama decoder with this config does not have it"),
     ({}, {"output_norm.weight": np.ones(12, "i4")}, "Dequantization for I32 is not yet implemented"),
     ({}, {"output_norm.weight": np.full(12, np.nan, "f4")}, "'model.norm.weight' holds NaN or infinity"),
-    ({}, {"rope_freqs.weight": np.zeros(2, "f4")}, "rope_freqs.weight is not 2 numbers above 0"),
-    ({}, {"rope_freqs.weight": np.full(2, np.inf, "f4")}, "rope_freqs.weight is not 2 numbers above 0"),
-    ({}, {"rope_freqs.weight": np.ones(3, "f4")}, "rope_freqs.weight is not 2 numbers above 0"),
+    ({}, {"rope_freqs.weight": np.zeros(2, "f4")}, "rope_freqs.weight: expected 2 finite numbers above 0"),
+    ({}, {"rope_freqs.weight": np.full(2, np.inf, "f4")}, "rope_freqs.weight: expected 2 finite numbers above 0"),
+    ({}, {"rope_freqs.weight": np.ones(3, "f4")}, "rope_freqs.weight: expected 2 finite numbers above 0"),
     ({}, {"model.norm.weight": np.ones(12, "f4")}, "two of its arrays have the same name in a Llama decoder"),
 ]  # fmt: skip
 
@@ -149,7 +150,7 @@ def test_a_cut_gguf_is_one_clear_error(tmp_path, model):
 
 
 def header(*fields):
-    """A header without tensors: each field a name, a type and bytes."""
+    """Return a header without tensors; each field has a name, a type and its bytes."""
     text = b"".join(struct.pack("<Q", len(name)) + name + struct.pack("<I", kind) + data for name, kind, data in fields)
     return b"GGUF" + struct.pack("<IQQ", 3, 0, len(fields)) + text
 
@@ -160,11 +161,11 @@ ARRAY, TEXT, BYTE = 9, 8, 0
 @pytest.mark.parametrize("read", [Llama.load, load_tokenizer])
 @pytest.mark.parametrize("kind", [BYTE, TEXT, 12, ARRAY])
 def test_an_array_longer_than_the_file_is_refused_at_once(tmp_path, read, kind):
-    """The package alone goes on for ever: behind the end it finds empty numbers."""
+    """The package on its own would never stop: past the end of the file it reads empty arrays."""
     pytest.importorskip("tokenizers")
     path, start = tmp_path / "m.gguf", time.process_time()
     path.write_bytes(header((b"tokenizer.ggml.tokens", ARRAY, struct.pack("<IQ", kind, 1 << 60))))
-    with pytest.raises(FileRefused, match=r"would end at byte \d+, and the file has"):
+    with pytest.raises(FileRefused, match=r"would end at byte \d+, but the file has only"):
         read(path)
     assert time.process_time() - start < 2
 
@@ -181,10 +182,11 @@ NOT_IMPLEMENTED = [
 @pytest.mark.parametrize(
     ("kind", "names"), [("llama", NOT_IMPLEMENTED), ("qwen2", ["rope.scaling.type", "expert_count"])]
 )
-def test_a_field_has_its_values_and_no_other(tmp_path, kind, names):
-    """And is refused by its own name."""
+def test_a_field_accepts_only_its_supported_values(tmp_path, kind, names):
+    """Any other value is refused, and the message names the field."""
     model = llama_of_kind(kind)
-    only = {(name if name in FILE_MUST else f"llama.{name}"): {**FILE_MUST, **SUPPORTED_GGUF}[name] for name in names}
+    table = SUPPORTED_KIND | SUPPORTED_GGUF
+    only = {(name if name in SUPPORTED_KIND else f"llama.{name}"): table[name] for name in names}
     only |= {"general.architecture": [kind]}
     for place in range(max(map(len, only.values()))):
         sound = {field: values[min(place, len(values) - 1)] for field, values in only.items()}
@@ -205,7 +207,7 @@ def blocks(kind, *shape, seed=0):
 @pytest.mark.parametrize("kind", BYTES)
 @given(rows=st.integers(1, 5), wide=st.integers(1, 4), seed=st.integers(0, 99))
 def test_blocks_are_decoded_as_the_package_does(kind, rows, wide, seed):
-    """Of random bytes, whose scales may be subnormal, infinite or NaN as well; and of any number of leading axes."""
+    """The bytes are random, so scales can be subnormal, infinite or NaN; there may be any number of leading axes."""
     data = np.random.default_rng(seed).integers(0, 256, (rows, wide * BYTES[kind]), dtype=np.uint8)
     with np.errstate(all="ignore"):
         found = decode(kind, data)
@@ -218,7 +220,7 @@ def test_blocks_are_decoded_as_the_package_does(kind, rows, wide, seed):
 
 
 @pytest.mark.parametrize(("kind", "dtype"), [*zip(BYTES, ["float32", "float64", "float32"], strict=True)])
-def test_a_layer_of_blocks_is_that_of_its_numbers(place, kind, dtype):
+def test_a_layer_of_blocks_equals_one_of_decoded_weights(place, kind, dtype):
     bias = np.random.default_rng(1).standard_normal(5).astype(dtype)
     layer = BlockLinear(kind, blocks(kind, 5, 96), bias, dtype=dtype)
     whole = Linear(decode(kind, layer.blocks).astype(dtype), bias)
@@ -252,7 +254,7 @@ OF_LAYERS = {
 
 
 def written(path, *, spoiled=False):
-    """A model whose matrices have four quantised types, one of which we do not keep, and floats."""
+    """Write a model with floats and four quantised types, one of which cannot stay quantised."""
 
     def coded(name, array):
         kind = next((kind for part, kind in OF_LAYERS.items() if f"{part}." in name), None)
@@ -270,7 +272,7 @@ def written(path, *, spoiled=False):
 
 
 def test_a_model_that_keeps_its_blocks_computes_the_same(tmp_path):
-    """And is saved as numbers; it no longer hangs on its file."""
+    """It is saved dequantised, and no longer depends on its file."""
     path = written(tmp_path / "m.gguf")
     whole, kept = Llama.load(path), Llama.load(path, keep_blocks=True)
     expected = whole(IDS)
@@ -292,7 +294,7 @@ def test_a_model_that_keeps_its_blocks_computes_the_same(tmp_path):
         np.testing.assert_array_equal(model(IDS), expected)
 
 
-def test_blocks_that_hold_infinity_are_refused(tmp_path):
+def test_blocks_with_infinity_are_refused(tmp_path):
     path = written(tmp_path / "m.gguf", spoiled=True)
     for keep_blocks in (False, True):
         with pytest.raises(FileRefused, match=r"layers.1.self_attn.v_proj.weight' holds NaN or infinity"):

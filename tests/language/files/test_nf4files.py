@@ -1,4 +1,4 @@
-"""Weights in NF4 as bitsandbytes writes them, and a decoder saved as a folder: both ways, and what is refused."""
+"""NF4 weights in bitsandbytes' layout: written, read back, and refused."""
 
 import json
 import shutil
@@ -36,7 +36,7 @@ LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_fr
 
 
 def decoder(dtype="float32", **settings):
-    """Biases, grouped queries, heads wider than the stream, and no width that is a multiple of a block."""
+    """Return a decoder with biases, grouped queries, and widths that are no multiple of a block."""
     sizes = {"vocab_size": 29, "hidden_size": 18, "intermediate_size": 25, "head_dim": 6, "attention_bias": True}
     return drawn(0, dtype, **sizes | {"frequencies": frequencies(6, 500.0)} | settings)
 
@@ -74,7 +74,7 @@ def test_a_saved_model_is_read_back_bit_for_bit(tmp_path, name):
 
 
 def test_a_model_is_saved_from_a_device(tmp_path, standin):
-    """With the same bytes, twice."""
+    """Two saves give the same bytes."""
     model = quantize(decoder())
     for name, one in (("a", model), ("b", rebuild(model, array=standin.asarray))):
         save_llama(one, tmp_path / name)
@@ -112,7 +112,7 @@ def test_a_base_is_found_from_its_frequencies(tmp_path):
 # --- what is not saved ----------------------------------------------------------------------------
 
 
-def test_what_a_folder_cannot_hold_is_refused(tmp_path):
+def test_what_a_folder_cannot_store_is_refused(tmp_path):
     for model, error, message in (
         (lambda: adapted(["q_proj"], decoder()), ValueError,
          "model has an adapter of 'model.layers.0.self_attn.q_proj', which cannot be in the folder: "
@@ -126,7 +126,7 @@ def test_what_a_folder_cannot_hold_is_refused(tmp_path):
         assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_with_something_in_it_is_left_alone(tmp_path):
+def test_a_folder_that_is_not_empty_is_left_alone(tmp_path):
     for folder in ("m", "empty"):
         (tmp_path / folder).mkdir()
     (tmp_path / "m" / "mine").write_text("x")
@@ -160,7 +160,7 @@ def model_dir(saved, tmp_path, monkeypatch):
 
 
 def edited(model_dir, part, change):
-    """Change a part of a weight: by a function of its array; of its state some keys; or, by None, take it away."""
+    """Change part of a weight: its array by a function, keys of its state by a mapping, or remove it with None."""
     name, path = f"{WEIGHT}.{part}" if part else WEIGHT, model_dir / "model.safetensors"
     tensors = load_file(path)
     array = tensors.pop(name)
@@ -174,7 +174,7 @@ def edited(model_dir, part, change):
     return model_dir
 
 
-OTHER_NUMBERS = "has different numbers from bitsandbytes'"
+OTHER_NUMBERS = "differs from bitsandbytes' code book"
 DAMAGES = [  # a part, what becomes of it, and the message with ~ for the name of the weight
     (NF4_STATE, {"quant_type": "fp4"}, "STATE: Invalid enum value 'fp4' - at `$.quant_type`"),
     (NF4_STATE, {"blocksize": "absent"}, "STATE: Object missing required field `blocksize`"),
@@ -199,7 +199,7 @@ DAMAGES = [  # a part, what becomes of it, and the message with ~ for the name o
     ("quant_map", lambda a: a[::-1], f"FILE: '~.quant_map' {OTHER_NUMBERS}"),
     ("nested_quant_map", lambda a: a + np.nan, f"FILE: '~.nested_quant_map' {OTHER_NUMBERS}"),
     (NF4_STATE, None, f"'m/config.json': quantization_config says that '{WEIGHT.removesuffix('.weight')}' is "
-     "quantised, and in the file its weight is not"),
+     "quantised, but in the file its weight is not"),
 ]  # fmt: skip
 
 
@@ -212,7 +212,7 @@ def test_a_damaged_weight_is_refused_by_name(model_dir, part, change, message):
 
 
 def said(model_dir, **changes):
-    """Change what config.json says of the quantisation."""
+    """Change config.json's quantization_config."""
     before = json.loads((model_dir / "config.json").read_text())["quantization_config"]
     change_json(model_dir / "config.json", quantization_config=before | changes)
     return model_dir
@@ -226,34 +226,34 @@ SAID = [
           ("load_in_8bit", True, "False"),
           ("bnb_4bit_quant_type", "fp4", "'nf4'"),
           ("bnb_4bit_quant_storage", "bfloat16", "'uint8'"),
-          *(("llm_int8_skip_modules", names, "a list of modules' names")
+          *(("llm_int8_skip_modules", names, "a list of module names")
             for names in (["lm_head", "(a+)+$"], ["lm_head", "up.*"], "lm_head")),
       ]),
     *(({"llm_int8_skip_modules": names}, f"quantization_config says that {found}")
       for names, found in [
-          (["lm_head", "up_proj"], "'model.layers.0.mlp.up_proj' is not quantised, and in the file its weight is"),
+          (["lm_head", "up_proj"], "'model.layers.0.mlp.up_proj' is not quantised, but in the file its weight is"),
           (["lm_head", "model.layers.1"],
-           "'model.layers.1.self_attn.q_proj' is not quantised, and in the file its weight is"),
-          (["nothing"], "'lm_head' is quantised, and in the file its weight is not"),
+           "'model.layers.1.self_attn.q_proj' is not quantised, but in the file its weight is"),
+          (["nothing"], "'lm_head' is quantised, but in the file its weight is not"),
       ]),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("changes", "message"), SAID)
-def test_settings_that_say_otherwise_are_refused(model_dir, changes, message):
+def test_contradictory_quantisation_settings_are_refused(model_dir, changes, message):
     with refused(f"'m/config.json': {message}"):
         Llama.load(said(model_dir, **changes))
 
 
-def test_a_quantised_weight_of_which_nothing_is_said_is_refused(model_dir):
+def test_a_quantised_weight_without_settings_is_refused(model_dir):
     change_json(model_dir / "config.json", quantization_config=None)
     weight = "'model.layers.0.self_attn.q_proj.weight'"
-    with refused(f"'m/config.json': {weight} is quantised, and there is no quantization_config"):
+    with refused(f"'m/config.json': {weight} is quantised, but there is no quantization_config"):
         Llama.load(model_dir)
 
 
 def test_what_changes_no_number_does_nothing(model_dir):
-    """Settings of other methods; a stored type, to which transformers would round what was float32; and shards."""
+    """These are settings of other methods, another dtype in the state, and a division into shards."""
     expected = Llama.load(model_dir)(IDS)
     said(model_dir, llm_int8_threshold=3.0, bnb_4bit_compute_dtype="bfloat16", _load_in_4bit=True, load_in_8bit=None)
     edited(model_dir, NF4_STATE, {"dtype": "bfloat16"})
@@ -262,7 +262,7 @@ def test_what_changes_no_number_does_nothing(model_dir):
     np.testing.assert_array_equal(Llama.load(model_dir)(IDS), expected)
 
 
-def test_the_books_in_a_file_are_those_that_decode(saved):
+def test_the_code_books_in_a_file_are_those_that_decode(saved):
     tensors = load_file(saved / "model.safetensors")
     np.testing.assert_array_equal(tensors[f"{WEIGHT}.quant_map"], NF4)
     np.testing.assert_array_equal(tensors[f"{WEIGHT}.nested_quant_map"], scale_book())
@@ -291,7 +291,7 @@ def test_an_adapter_merges_into_four_bits_in_memory_only(model_dir, tmp_path):
 UP, DOWN = "model.layers.0.mlp.up_proj", "model.layers.0.mlp.down_proj"
 
 
-def test_unquantised_layers_are_named_but_a_head_alone():
+def test_unquantised_layers_are_listed_unless_only_the_head_is():
     for layers, skipped in (
         ({UP: True}, None),  # a tied head, which bitsandbytes leaves alone without a word
         ({UP: True, "lm_head": False}, None),

@@ -11,14 +11,14 @@ from minilora import Llama
 
 
 def interleaved(weight, D):
-    """Rows in the order of a model that pairs neighbours."""
+    """Return rows in the order of a rotary embedding that pairs neighbours."""
     heads = weight.reshape(-1, D, *weight.shape[1:])
     order = np.arange(D).reshape(2, D // 2).T.ravel()
     return heads[:, order].reshape(weight.shape)
 
 
 def write_npz(path, **changes):
-    """A decoder in glassllm's layout; returned as the arrays of ours."""
+    """Write a decoder in glassllm's layout, and return its arrays under our names."""
     rng = np.random.default_rng(0)
     d, kv, m, V = 8, 4, 5, 20  # two heads of 4 over one key
     sizes = {"vocab_size": V, "d_model": d, "n_layers": 2, "n_heads": 2, "n_kv_heads": 1}
@@ -40,7 +40,7 @@ def write_npz(path, **changes):
     return ours
 
 
-def test_glassllms_matrices_are_turned_and_reordered(tmp_path):
+def test_glassllms_matrices_are_transposed_and_reordered(tmp_path):
     ours = write_npz(tmp_path / "en.npz")
     found = Llama.load(tmp_path / "en.npz", dtype="float64")
     for name, array in ours.items():
@@ -49,7 +49,7 @@ def test_glassllms_matrices_are_turned_and_reordered(tmp_path):
     assert (found.config.frequencies, found.config.rms_norm_eps) == ((1.0, 0.1), 1e-5)
 
 
-def test_sizes_that_an_npz_leaves_out_are_glassllms(tmp_path):
+def test_missing_sizes_in_an_npz_are_glassllms_defaults(tmp_path):
     sizes = {"vocab_size": 20, "d_model": 8, "n_layers": 2, "n_heads": 2}
     keys = {f"blocks.{i}.attn.W_{name}": np.ones((8, 8)) for i in range(2) for name in "KV"}
     write_npz(tmp_path / "en.npz", __config__=np.array(json.dumps(sizes)), **keys)
@@ -64,9 +64,9 @@ NPZ_DAMAGE = [
     ({"__config__": None}, "there is no '__config__'"),
     ({"__config__": np.array("{")}, "__config__: Input data was truncated"),
     ({"__config__": np.array("{}")}, "__config__: Object missing required field `vocab_size`"),
-    ({"blocks.1.attn.W_O": None}, "'model.layers.1.self_attn.o_proj.weight' is missing; 1 arrays are missing in all"),
+    ({"blocks.1.attn.W_O": None}, "missing arrays: 1, the first is 'model.layers.1.self_attn.o_proj.weight'"),
     ({"blocks.1.attn.W_X": np.ones(3)},
-     "'blocks.1.attn.W_X' is there, which a Llama decoder with this config does not have"),
+     "'blocks.1.attn.W_X' is unexpected: a Llama decoder with this config does not have it"),
     ({"blocks.1.attn.W_O": np.ones((8, 7))},
      "'model.layers.1.self_attn.o_proj.weight' has shape [7, 8], expected [8, 8]"),
     ({"E": np.array([{}, []], dtype=object)}, "Object arrays cannot be loaded when allow_pickle=False"),
@@ -83,7 +83,7 @@ def test_a_damaged_npz_is_one_clear_error(tmp_path, changes, message):
 
 
 def test_a_cut_npz_is_refused(tmp_path):
-    """And one with a member that is no array."""
+    """So is a file with a member that is not an array."""
     path = tmp_path / "en.npz"
     write_npz(path)
     whole = path.read_bytes()

@@ -411,7 +411,7 @@ def test_glassllms_tokenizer_is_its_own():
 NESTED = b"[" * 200_000 + b"]" * 200_000  # deeper than the JSON reader of any Python goes
 DAMAGED = [  # a model, one of its files with its bytes or their number, and the message
     ("m.gguf", "m.gguf", b"GGUF\x03\0\0\0",
-     "m.gguf': not a valid GGUF file: ValueError: its contents would end at byte 24, and the file has 8"),
+     "m.gguf': not a valid GGUF file: ValueError: its contents would end at byte 24, but the file has only 8 bytes"),
     ("nowhere.gguf", "m.gguf", b"", "nowhere.gguf': No such file or directory"),
     ("m", "m/config.json", b"{}", "tokenizer.json': No such file or directory"),
     ("m", "m/tokenizer.json", b"{", "tokenizer.json': Cannot instantiate Tokenizer from buffer: EOF"),
@@ -509,7 +509,7 @@ def trained(kind, corpus):
 
 @pytest.mark.parametrize("kind", ["bytes", "sentences", "unigram"])
 def test_a_long_text_has_the_same_ids_in_pieces(model_dir, monkeypatch, kind):
-    monkeypatch.setattr("minilora.language.text.PIECE_LETTERS", 1000)
+    monkeypatch.setattr("minilora.language.text.PIECE_CHARACTERS", 1000)
     corpus = re.sub("-+", "-", Path(__file__).read_text(encoding="utf-8"))[:5000]  # of a long run two ways are likely
     trained(kind, corpus).save(str(model_dir / "tokenizer.json"))
     encode = load_tokenizer(model_dir).encode

@@ -1,4 +1,4 @@
-"""A model is loaded from whichever file it comes in; what is no model, and no number, is refused."""
+"""A model is loaded from any supported format; anything that is not a finite model is refused."""
 
 import re
 import sys
@@ -32,7 +32,7 @@ def model_dir(tmp_path, model):
 
 @pytest.fixture
 def nothing_is_read(monkeypatch):
-    """A weight that is read fails the test."""
+    """Make the test fail if a weight is read."""
     monkeypatch.setattr(TensorFile, "read", lambda self, name: pytest.fail(f"{name} was read"))
 
 
@@ -41,7 +41,7 @@ def weights(model_dir):
 
 
 def changed(model_dir, settings=None, arrays=None):
-    """Set keys of config.json; and arrays in place of those there or beside them, None for none."""
+    """Set keys of config.json, and add, replace or (with None) remove arrays."""
     change_json(model_dir / "config.json", **settings or {})
     found = {**weights(model_dir), **(arrays or {})}
     kept = {name: np.ascontiguousarray(array) for name, array in found.items() if array is not None}
@@ -71,29 +71,29 @@ def test_a_tied_head_needs_no_array_or_equal_bits(model_dir):
     np.testing.assert_array_equal(Llama.load(changed(model_dir, TIED, same))(IDS), tied(IDS))
 
 
-def test_a_tied_head_of_other_bits_is_refused(model_dir, nothing_is_read):
+def test_a_tied_head_that_differs_is_refused(model_dir, nothing_is_read):
     arrays = weights(model_dir)
     one_bit = arrays["model.embed_tokens.weight"].copy()
     one_bit[-1, -1] = np.nextafter(one_bit[-1, -1], np.float32(9))
-    message = r"lm_head\.weight is not model\.embed_tokens\.weight, and tie_word_embeddings is True in "
+    message = r"lm_head\.weight differs from model\.embed_tokens\.weight, but tie_word_embeddings is True in "
     message += f"{model_dir}/config.json: expected False, or no such head$"
     for head in (arrays["lm_head.weight"], one_bit, one_bit.astype("f8"), one_bit[:-1]):
         with pytest.raises(ValueError, match=message):
             Llama.load(changed(model_dir, TIED, {"lm_head.weight": head}))
 
 
-HAS_NOT = "which a Llama decoder with this config does not have"
+NOT_EXPECTED = "a Llama decoder with this config does not have it"
 DAMAGE = [
-    ({"num_hidden_layers": 10**8}, {}, "100000000 layers, and 21 arrays in all"),
-    ({"mlp_bias": True}, {}, "'model.layers.0.mlp.gate_proj.bias' is missing; 6 arrays are missing in all"),
+    ({"num_hidden_layers": 10**8}, {}, "100000000 layers, but only 21 arrays"),
+    ({"mlp_bias": True}, {}, "missing arrays: 6, the first is 'model.layers.0.mlp.gate_proj.bias'"),
     ({"vocab_size": 30}, {}, "'model.embed_tokens.weight' has shape [29, 12], expected [30, 12]"),
     ({}, {"model.layers.1.mlp.up_proj.weight": None},
-     "'model.layers.1.mlp.up_proj.weight' is missing; 1 arrays are missing in all"),
-    ({}, {"lm_head.weight": None}, "'lm_head.weight' is missing; 1 arrays are missing in all"),
+     "missing arrays: 1, the first is 'model.layers.1.mlp.up_proj.weight'"),
+    ({}, {"lm_head.weight": None}, "missing arrays: 1, the first is 'lm_head.weight'"),
     ({}, {"model.layers.0.self_attn.q_proj.bias": np.ones(16, "f4")},
-     f"'model.layers.0.self_attn.q_proj.bias' is there, {HAS_NOT}"),
+     f"'model.layers.0.self_attn.q_proj.bias' is unexpected: {NOT_EXPECTED}"),
     ({}, {"model.layers.2.input_layernorm.weight": np.ones(12, "f4")},
-     f"'model.layers.2.input_layernorm.weight' is there, {HAS_NOT}"),
+     f"'model.layers.2.input_layernorm.weight' is unexpected: {NOT_EXPECTED}"),
     ({}, {"model.norm.weight": np.ones(13, "f4")}, "'model.norm.weight' has shape [13], expected [12]"),
 ]  # fmt: skip
 
@@ -107,7 +107,7 @@ def test_arrays_and_settings_must_fit_together(model_dir, nothing_is_read, setti
 def test_a_damaged_folder_is_one_clear_error(model_dir, nothing_is_read):
     config, file, adapter = (model_dir / n for n in ("config.json", "model.safetensors", "adapter_config.json"))
     adapter.write_text("{}")
-    with refused(f"'{adapter}': an adapter in the folder of a model: move it to its own folder"):
+    with refused(f"'{adapter}': an adapter in a model's folder: move it to its own folder"):
         Llama.load(model_dir)
     adapter.unlink()
     for length in (1000, 0):
@@ -123,7 +123,7 @@ def test_a_damaged_folder_is_one_clear_error(model_dir, nothing_is_read):
         Llama.load(model_dir)
 
 
-def test_arrays_live_where_they_are_asked_to(model_dir, standin):
+def test_arrays_are_on_the_requested_backend(model_dir, standin):
     model = Llama.load(model_dir, backend=standin)
     assert all(isinstance(a, standin.xp.ndarray) for a in model.trainable().values())
 
@@ -140,7 +140,7 @@ def test_half_types_are_widened_exactly(model_dir, kind):
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_weights_that_are_no_numbers_are_refused(model_dir, value):
+def test_weights_that_are_not_finite_are_refused(model_dir, value):
     broken = weights(model_dir)["model.norm.weight"]
     broken[3] = value
     with pytest.raises(ValueError, match=r"'model\.norm\.weight' holds NaN or infinity"):
@@ -150,7 +150,7 @@ def test_weights_that_are_no_numbers_are_refused(model_dir, value):
 
 
 def test_weights_beyond_the_type_are_refused(model_dir):
-    """Finite in the file, and infinite in the type that was asked for; as large as it holds is not."""
+    """They are finite in the file but overflow in the requested dtype; the dtype's largest number does not."""
     large = weights(model_dir)["model.norm.weight"].astype("f8")
     for sign in (1, -1):
         large[3] = sign * 1e300
