@@ -35,7 +35,7 @@ WEIGHT_LAYOUTS = ("out-in", "in-out")
 QUANTISED_HINT = "merge into the model that it was quantised from"
 NF4_HINT = (
     "; or load a Llama in NF4, and merge with minilora.merge: "
-    "save_llama(merge(attach(Llama.load(BASE_WEIGHT), load_adapter(ADAPTER))), OUT), which writes float32 weights"
+    "save_llama(merge(attach(Llama.load(BASE), load_adapter(ADAPTER))), OUT), which writes float32 weights"
 )
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from minilora import LoRA, save_adapter
 from minilora.cli.figures import plot_adapter
 from minilora.cli.inspect import table
-from minilora.files.inspection import inspect_adapter, singular_values
+from minilora.files.inspection import inspect_adapter, product_spectrum
 from minilora.variants.dora import DoRAAdapter
 
 from ..support.adapter_folder import CONFIG, change_json
@@ -77,7 +77,7 @@ def test_a_rank_above_the_widths_gives_the_widths_values(r):
     rng = np.random.default_rng(r)
     A, B = rng.standard_normal((r, 50)).astype("f2"), rng.standard_normal((30, r)).astype("f2")
     values = np.linalg.svd(B.astype(float) @ A.astype(float), compute_uv=False)[: min(r, 30)]
-    np.testing.assert_allclose(singular_values(A, B), values, rtol=1e-10, atol=1e-12)
+    np.testing.assert_allclose(product_spectrum(A, B), values, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("shape", [(4, 100_000), (400_000, 1)])
@@ -85,7 +85,7 @@ def test_memory_is_linear_in_the_factors(shape):
     """A decomposition needs some copies of a factor in float64; the product would be 125 times as large or more."""
     A, B = np.ones(shape, "f2"), np.ones((500, shape[0]), "f2") if shape[0] < 9 else np.ones((1, shape[0]), "f2")
     with traced() as memory:
-        values = singular_values(A, B)
+        values = product_spectrum(A, B)
     assert memory.peak < 6 * 8 * max(A.size, B.size)
     assert values[0] == pytest.approx(math.sqrt(A.shape[1] * B.shape[0]) * shape[0])
 
