@@ -1,15 +1,15 @@
-"""Quantisation of a model to four bits, for QLoRA and LoftQ.
+"""Quantisation of a model's linear layers to four bits, for QLoRA and LoftQ.
 
     base = quantize(model)                                           its linear layers in NF4
-    adapted = adapt(base, "all-linear", rank=8, alpha=16, rng=rng)   adapters of them, as of any layer
-    base, start = loftq(model, rank=8, alpha=16)                     another base, with adapters that start at its error
+    adapted = adapt(base, "all-linear", rank=8, alpha=16, rng=rng)   adapters for them, as for any layer
+    base, start = loftq(model, rank=8, alpha=16)                     another base, and adapters that start at its error
     adapted = attach(base, start)
 
-QLORA quantises once. The quantisation error E = W - Q is present from the first step on, and the adapters learn to
-compensate.
+QLORA quantises once. The quantisation error E = W - Q is there from the first step on, and the adapters learn to
+compensate for it.
 
-LOFTQ initialises the adapters with the error (`minilora.variants.loftq`). Its base differs from that of `quantize`, so
-its adapters need this base: save both.
+LOFTQ initialises the adapters with the error (`minilora.variants.loftq`). Its base differs from that of `quantize`, and
+its adapters only work with it: save both.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from .variants.loftq import loftq_layer
 def quantize(
     model: Model, target_modules: str | Sequence[str] = ALL_LINEAR, *, block_size: int = 64, double_quant: bool = True
 ) -> Model:
-    """Return the model with its linear layers in NF4; everything else is shared with the given model.
+    """Return a copy of the model with its linear layers in NF4; everything else is shared with the original.
 
     Parameters
     ----------
@@ -62,7 +62,7 @@ def loftq(
     model: Layer, target_modules: str | Sequence[str] = ALL_LINEAR, *, rank: int, alpha: float, rounds: int = 1,
     block_size: int = 64, double_quant: bool = True,
 ) -> tuple[Any, dict[str, Adapter]]:  # fmt: skip
-    """Return the model in NF4, and adapters initialised with the quantisation error: ``attach(base, adapters)``.
+    """Return the model in NF4, and adapters that start with the quantisation error, for ``attach(base, adapters)``.
 
     Parameters
     ----------
@@ -76,9 +76,9 @@ def loftq(
     Returns
     -------
     base : Layer
-        As `quantize` returns it, with other codes.
+        The quantised model, like that of `quantize` but with other codes.
     adapters : dict of str to Adapter
-        The adapters by module path, in the base's dtype. They are valid only for this base, not for the original.
+        The adapters by module path, in the base's dtype. They fit only this base, not the original.
 
     Raises
     ------
@@ -97,10 +97,10 @@ def loftq(
 
 
 def _quantized(model: Model, target_modules: str | Sequence[str], of: Callable[[str, Any], QuantizedLinear]) -> Model:
-    """Return a model with each target replaced by `of` it; targets must not be adapted, quantised or tied."""
+    """Replace each target by what `of` returns for it. No layer may be adapted, and no target quantised or tied."""
     check_model(model)
     if adapted := [path for path, layer in walk(model) if is_adapted(layer)]:
-        raise ValueError(f"model has an adapter of {adapted[0]!r}: quantise it before adapt, or after merge")
+        raise ValueError(f"model has an adapter on {adapted[0]!r}: quantise it before adapt, or after merge")
     places = Counter(map(id, arrays_of(model)))
     targets: dict[str, Any] = named_layers(model, target_modules)
     for path, layer in targets.items():
@@ -108,7 +108,7 @@ def _quantized(model: Model, target_modules: str | Sequence[str], of: Callable[[
             raise ValueError(f"the layer {path!r} is already quantised, a {type(layer).__name__}")
         if places[id(layer.weight)] > 1:
             raise ValueError(
-                f"the weight of the layer {path!r} is another layer's too: quantised, the two would no longer share it"
+                f"the layer {path!r} shares its weight with another layer: quantised, the two would no longer share it"
             )
 
     def put(path: str, layer: Any) -> Any:

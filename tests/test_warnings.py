@@ -54,8 +54,8 @@ WARNED = {
     "quantising the merged weights again loses": folded,
     "in the first epoch: lr = 1000.0 is too large": lambda: train(LAYER, X, Y, rng=RNG, lr=1e3, epochs=2),
     "computing with NumPy: CuPy is not installed": lambda: get_backend("auto"),
-    "the base's own weight of 'lm_head'": lambda: load_adapter("a"),
-    "says tie_word_embeddings": lambda: merge_adapter("base.safetensors", "a", "out"),
+    "the base weight of 'lm_head'": lambda: load_adapter("a"),
+    "ties head and embedding": lambda: merge_adapter("base.safetensors", "a", "out"),
     "the model's context is 7": lambda: warn_beyond_context(
         SimpleNamespace(config=SimpleNamespace(max_position_embeddings=7)), 8, "it has"
     ),

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..files.patterns import compiled, first_matches, left_out, within_time
+from ..files.patterns import compiled, exclusions, first_matches, within_time
 from ..files.placement import MULTIMODAL
 from ..texts import FileRefused, named, reading, short
 from .findings import NOTE, SUSPICIOUS, WRONG, Finding, about, counted, listed
@@ -181,7 +181,7 @@ def are_targets(config: Mapping[str, Any], paths: list[str]) -> list[bool]:
     targets, excludes, layers, pattern = (config.get(key) for key in keys)
     linear = [path.rpartition(".")[2] not in EMBEDDINGS for path in paths]
     layers = [] if layers is None else layers
-    out = {path for _, path in left_out(paths, linear, targets or [], excludes or [], layers, pattern or [])}
+    out = {path for _, path in exclusions(paths, linear, targets or [], excludes or [], layers, pattern or [])}
     with named("modules_to_save"):
         whole = _are_whole(config.get("modules_to_save") or [], paths)
     return [path not in out and not is_whole for path, is_whole in zip(paths, whole, strict=True)]

@@ -22,7 +22,7 @@ import numpy as np
 
 from ..files.dtypes import FLOATS
 from ..files.experts import EXPERT_PARTS, MIXTRAL, MIXTRAL_MLP
-from ..files.tensors import NF4_STATE, type_named
+from ..files.tensors import NF4_STATE, numpy_dtype
 from ..language.files.gguf import is_permuted
 from ..language.files.nf4files import NF4Weights
 from ..layers.rotary import halves_from_interleaved
@@ -118,7 +118,7 @@ class Source:
         kind = self.model.tensors.dtypes[self.model.names[name]]
         if self.model.is_gguf:
             return np.dtype(np.float16 if kind == "F16" else np.float32)
-        return type_named(kind)
+        return numpy_dtype(kind)
 
     def is_exact(self, name: str) -> bool:
         """Return whether a tensor holds floats that we compute with; require that the order of its rows is known."""

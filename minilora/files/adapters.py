@@ -1,7 +1,7 @@
 """Loading and saving adapters in PEFT's layout, without torch.
 
-An adapter is a folder of two files. ``adapter_config.json`` defines its scaling, and ``adapter_model.safetensors`` has
-its factors, two tensors for each adapted module, under the module's path in the model. For a linear layer:
+An adapter is a folder of two files. ``adapter_config.json`` defines its scaling. ``adapter_model.safetensors`` contains
+its factors: two tensors for each adapted module, named after the module's path in the model. For a linear layer:
 
 =============================================  =============  ======================
 in the file                                    shape          here
@@ -18,16 +18,16 @@ Alpha, rank and ``use_rslora`` are the file's, so every scaling is restored. PEF
 ``use_rslora``, and a single flag such as ``use_dora``, for all modules:
 
 - If only some adapters are rank-stabilised, the file has ``use_rslora: false``. ``alpha_pattern`` then has alpha
-  sqrt(r) for these, which gives the same scaling up to rounding, but does not record which ones they were.
+  sqrt(r) for these, which gives the same scaling up to rounding. The file no longer shows which ones they were.
 - A mixture of DoRA and adapters without magnitudes is refused.
 
 An adapter that was initialised with PiSSA is written as the difference from its start, of rank 2r, for the original
 base (`minilora.variants.pissa`). DoRA's backward (``dora_norm="full"``) is recorded in the tensors' metadata: PEFT
-ignores the entry and trains with a constant norm; the outputs are the same. The metadata also have the system message
-that a language model's adapter was trained with.
+ignores the entry and trains with a constant norm; the outputs are the same. The metadata also contains the system
+message that a language model's adapter was trained with.
 
-A file is either understood completely or refused with a `FileRefused` that names the file and the reason: half an
-adapter would compute something wrong without anybody noticing.
+A file is either understood completely or refused with a `FileRefused` that names the file and the reason: an adapter
+that is only half understood would silently compute wrong results.
 """
 
 from __future__ import annotations
@@ -87,9 +87,9 @@ __all__ = ["load_adapter", "save_adapter"]
 
 SAVED_DTYPES = ("float16", "float32", "float64")
 FILE_DTYPES = {dtype.name: dtype for dtype in FLOATS.values()}
-"""The dtypes of arrays that can be saved, and those that a file can have."""
+"""The dtypes that a tensor in a file can have, by name. NumPy has no bfloat16, so arrays cannot have it."""
 SAVED_CLASSES = (LoRA, Adapter, DoRAAdapter, StackedLoRA, LoRALinear, DoRA, AdaptedRows, StackedLoRALinear)
-"""The adapters and adapted layers that PEFT's layout can represent; a subclass may compute something else."""
+"""The adapters and adapted layers that PEFT's layout can represent. A subclass may compute something else."""
 
 
 def load_adapter(path: str | Path, *, dtype: Any = None, backend: Backend | None = None) -> dict[str, Adapter]:
@@ -108,19 +108,19 @@ def load_adapter(path: str | Path, *, dtype: Any = None, backend: Backend | None
     -------
     dict of str to Adapter
         The adapters by module path, such as ``"enc.q_proj"``. ``attach(model, adapters)`` adds them to a model,
-        ``attach(layer, {"": adapter})`` adds one to a single layer. Each knows its kind of layer, its kernel and its
+        ``attach(layer, {"": adapter})`` adds one to a single layer. Each records its kind of layer, its kernel and its
         magnitude. The adapter of a mixture's array is a `StackedLoRA`, under the array's path.
 
     Raises
     ------
     FileRefused
-        If a file is missing, damaged or inconsistent, or requires something unsupported.
+        If a file is missing, damaged or inconsistent, or if it needs an unsupported feature.
 
     Warns
     -----
     UserWarning
-        If the file also has a base weight, which PEFT saves with an adapted ``embed_tokens`` or ``lm_head``. It is not
-        loaded.
+        If the file also contains a base weight, which PEFT saves with an adapted ``embed_tokens`` or ``lm_head``. That
+        weight is not loaded.
     """
     if dtype is not None:
         check_float_dtype("dtype", dtype)
@@ -136,8 +136,8 @@ def read_adapters(folder: AdapterFolder, *, dtype: Any = None, backend: Backend 
     for path, module in folder.modules.items():
         arrays = folder.read(path)
         if dtype is not None:
-            reaches = f"the factors of {short(path)} reach"
-            arrays = [in_dtype(array, dtype, folder.file.path, reaches) for array in arrays]
+            subject = f"the factors of {short(path)} reach"
+            arrays = [in_dtype(array, dtype, folder.file.path, subject) for array in arrays]
         A, B, *magnitude = (backend.asarray(array) for array in arrays)
         form, root = module.form, module.use_rslora
         like: dict[str, Any] = {"kind": form.kind, "kernel": form.kernel, "use_rslora": root}
@@ -162,7 +162,7 @@ def kept_system_message(folder: AdapterFolder) -> str | None:
 
 
 def check_base_weights(folder: AdapterFolder, weight: Callable[[str], Any]) -> None:
-    """Require that base weights in an adapter's folder equal the model's, which `weight` returns by path."""
+    """Require that base weights in an adapter's folder equal those of the model, which `weight` looks up by path."""
     for module in sorted(folder.with_base):
         key, base = f"{PREFIX}{module}.{BASE_WEIGHT}", weight(module)
         if base is None:
@@ -170,7 +170,7 @@ def check_base_weights(folder: AdapterFolder, weight: Callable[[str], Any]) -> N
         theirs, dtype = folder.file.read(key), FLOATS[folder.file.tensors[key].dtype]
         if base.shape != theirs.shape or not np.array_equal(cast(base, dtype), cast(theirs, dtype)):
             raise FileRefused(
-                folder.file.path, f"{short(key)} is not the model's {short(module)}: the adapter is of another base"
+                folder.file.path, f"{short(key)} is not the model's {short(module)}: the adapter is for another base"
             )
 
 
@@ -197,7 +197,7 @@ def save_adapter(
         The folder; it is created if it does not exist.
     layers : mapping of str to LoRA, or to an adapted layer
         The adapters by the path of the module that each belongs to, as `minilora.adapters` returns them. A plain `LoRA`
-        counts as one of a linear layer.
+        is saved as the adapter of a linear layer.
     fan_in_fan_out : bool
         Whether the base stores its weights (in, out). The adapters' factors are the same either way.
     base_model : str, optional
@@ -208,13 +208,13 @@ def save_adapter(
         Suffixes of paths, such as "q_proj", that match exactly these modules of the base
         (`minilora.adaptation.ends_of`). By default the file has the full paths.
     target_parameters : sequence of str
-        Full paths of weights of linear layers, such as "model.layers.0.mlp.gate_proj.weight", that PEFT must find by
-        these instead of the layers' names: in a Qwen3-MoE it takes such a name to be the experts'
+        Full paths of weights of linear layers, such as "model.layers.0.mlp.gate_proj.weight", by which PEFT must find
+        these layers: in a Qwen3-MoE it would take the layers' own names for names of experts
         (`minilora.language.found_by_weight`). PEFT supports neither dropout nor DoRA for them.
     lora_dropout : float
-        The dropout probability of the adapters' inputs in the training, for continuing it elsewhere.
+        The probability of dropout on the adapters' inputs during training, for programs that continue it.
     system : str, optional
-        The system message of the chats that it was trained on, which `system_message` reads.
+        The system message of the chats that the adapter was trained on; `system_message` returns it.
     dtype : {"float16", "bfloat16", "float32", "float64"}, optional
         The dtype of the tensors in the file, rounded to nearest with ties to even; by default each array's own.
     overwrite : bool
@@ -226,11 +226,13 @@ def save_adapter(
     Raises
     ------
     ValueError, TypeError
-        If an adapter cannot be written, some have a magnitude and others not, a number is too large for `dtype`, or
-        the folder has an adapter, or these names are not regular files. Nothing has been written then.
+        If an adapter cannot be represented, only some adapters have a magnitude, a number is too large for `dtype`, the
+        folder already has an adapter, or the two file names belong to something other than regular files. Nothing has
+        been written then.
     OSError
-        If the files cannot be written. An adapter that was there remains, unless renaming the new files itself fails:
-        then the folder has no configuration, and every reader refuses it.
+        If the files cannot be written. An adapter that was there stays as it was, unless the error comes while the new
+        files are renamed into place: its configuration has been removed by then, so the old adapter is lost, and
+        readers refuse the folder until the next save.
     """
     path, fan_in_fan_out = check_path("path", path), check_flag("fan_in_fan_out", fan_in_fan_out)
     dropout = check_number("lora_dropout", lora_dropout, above=0, below=1, or_equal=True)
@@ -241,7 +243,7 @@ def save_adapter(
     check_adapters("layers", layers)
     if not layers:
         raise ValueError("layers must have at least one adapter, got an empty dict")
-    saved = {module: _saved(module, layer) for module, layer in layers.items()}
+    saved = {module: _adapter_to_save(module, layer) for module, layer in layers.items()}
     forms = _forms(saved)
     tensors = _tensors(path, saved, forms, dtype)
     arrays = [module for module, adapter in saved.items() if isinstance(adapter, StackedLoRA)]
@@ -254,7 +256,7 @@ def save_adapter(
         "base_model_name_or_path": base_model,
         "target_modules": modules if target_modules is None else [*target_modules],
         **({"target_parameters": parameters, "peft_version": WRITTEN_AS} if parameters else {}),
-        **_strengths({f"{module}.weight" if module in by_weight else module: a for module, a in saved.items()}),
+        **_scaling_keys({f"{module}.weight" if module in by_weight else module: a for module, a in saved.items()}),
         "use_dora": any(isinstance(adapter, DoRAAdapter) for adapter in saved.values()),
         "fan_in_fan_out": fan_in_fan_out,
         "bias": "none",
@@ -280,7 +282,7 @@ def save_adapter(
 
 
 def _write(path: Path, tensors: Mapping[str, np.ndarray], notes: Mapping[str, str], text: bytes) -> None:
-    """Write both files. A kill at any moment leaves the old adapter, the new one, or a folder without configuration."""
+    """Write both files. A kill leaves the old adapter, the new one, or a folder without a configuration."""
     with written_into(path, CONFIG_NAME) if path.exists() else written_folder(path) as part:
         with synced(part / CONFIG_NAME) as file:
             file.write(text)
@@ -295,10 +297,10 @@ def check_adapter_target(path: Path) -> None:
         check_replaceable(path / name)
 
 
-def check_no_adapter(path: Path, overwrite: bool, name: str = "save", say: str = "--overwrite") -> None:
-    """Require a folder without an adapter's files, unless they may be replaced."""
+def check_no_adapter(path: Path, overwrite: bool, name: str = "save", option: str = "--overwrite") -> None:
+    """Require that a folder has no adapter, unless it may be replaced."""
     if not overwrite and any(os.path.lexists(path / file) for file in (CONFIG_NAME, WEIGHTS_NAME)):
-        raise ValueError(f"{name} {str(path)!r} has an adapter: choose another folder, or pass {say}")
+        raise ValueError(f"{name} {str(path)!r} already has an adapter: choose another folder, or pass {option}")
 
 
 # --- the contents of a save ---
@@ -310,27 +312,27 @@ def _by_weight(target_parameters: Sequence[str], forms: Mapping[str, Form], drop
     for name, module in zip(target_parameters, modules, strict=True):
         if module == name or module not in forms or forms[module].kind != "linear" or forms[module].dora or dropout:
             raise ValueError(
-                f"target_parameters names {short(name)}, expected the weight of a linear layer in layers, without DoRA "
-                "and lora_dropout"
+                f"target_parameters names {short(name)}, expected the weight of a linear layer in layers, without "
+                "DoRA or lora_dropout"
             )
     return modules
 
 
-def _saved(module: Any, layer: Any) -> Adapter | StackedLoRA:
-    """Return the adapter that a layer is or has, with its kind of layer, for the original base."""
+def _adapter_to_save(module: Any, layer: Any) -> Adapter | StackedLoRA:
+    """Return a layer's adapter, or the given one, with its kind of layer and relative to the original base."""
     if not isinstance(module, str) or not is_module_path(module):
         raise ValueError(f"layers has the key {short(module)}, expected a module's path such as 'enc.q_proj'")
     own = layer if isinstance(layer, LoRA) else getattr(layer, "adapter", None)
     for part in (layer, own):
         if type(part) not in SAVED_CLASSES:
             raise TypeError(
-                f"layers[{short(module)}] must be a LoRA or a LoRALinear, got {kind_of(part)}, for which PEFT's layout "
-                "of LoRA has no place"
+                f"layers[{short(module)}] must be a LoRA or a LoRALinear, got {kind_of(part)}, which PEFT's layout "
+                "of LoRA cannot represent"
             )
     adapter: Any = layer if layer is own else adapters(layer)[""]
     if isinstance(adapter, StackedLoRA):
         return adapter
-    if not isinstance(adapter, Adapter):  # a plain LoRA counts as one of a linear layer
+    if not isinstance(adapter, Adapter):  # a plain LoRA is saved as the adapter of a linear layer
         adapter = Adapter(adapter.lora_A, adapter.lora_B, adapter.alpha)
     return over_original(adapter)
 
@@ -355,21 +357,21 @@ def _tensors(
         form, (rank, width), (out, _) = forms[module], adapter.lora_A.shape, adapter.lora_B.shape
         if len(form.kernel) != KERNEL_AXES.get(form.kind, 0) or width % math.prod(form.kernel):
             raise ValueError(
-                f"layers[{short(module)}] has in = {width} and a kernel of {form.kernel}, which do not fit its kind, "
-                f"{form.kind!r}"
+                f"layers[{short(module)}] has in = {width} and the kernel {form.kernel}, which do not fit its kind of "
+                f"layer, {form.kind!r}"
             )
         arrays = [adapter.lora_A, adapter.lora_B, *([adapter.magnitude] if isinstance(adapter, DoRAAdapter) else [])]
         for key, array, shape in zip(form.keys(module), arrays, form.shapes(rank, out, width), strict=False):
             if key in tensors:
-                raise ValueError(f"layers[{short(module)}] and another layer would both be {short(key)} in the file")
-            host, reaches = _host(module, array).reshape(shape), f"layers[{short(module)}] reaches"
-            tensors[key] = in_dtype(host, FILE_DTYPES[dtype or host.dtype.name], path, reaches)
+                raise ValueError(f"layers[{short(module)}] and another layer have the same key, {short(key)}")
+            host, subject = _host_array(module, array).reshape(shape), f"layers[{short(module)}] reaches"
+            tensors[key] = in_dtype(host, FILE_DTYPES[dtype or host.dtype.name], path, subject)
     # The widest dtypes come first, so that each tensor starts at a multiple of its item size.
     return dict(sorted(tensors.items(), key=lambda item: (-item[1].itemsize, item[0])))
 
 
-def _host(module: str, array: Any) -> np.ndarray:
-    """Return finite numbers of a supported dtype, on the host."""
+def _host_array(module: str, array: Any) -> np.ndarray:
+    """Return a copy of the array on the host; require a supported dtype and finite numbers."""
     if dtype_name(array) not in SAVED_DTYPES:
         raise TypeError(f"layers[{short(module)}] has dtype {array.dtype}, expected one of {SAVED_DTYPES}")
     host = np.ascontiguousarray(backend_of(array).to_numpy(array))
@@ -378,8 +380,8 @@ def _host(module: str, array: Any) -> np.ndarray:
     return host
 
 
-def _strengths(saved: Mapping[str, Adapter | StackedLoRA]) -> dict[str, Any]:
-    """Return the first adapter's rank and alpha, patterns for those that differ, and whether all use rsLoRA."""
+def _scaling_keys(saved: Mapping[str, Adapter | StackedLoRA]) -> dict[str, Any]:
+    """Return the configuration's keys for ranks and alphas: the first adapter's, and patterns for those that differ."""
     use_rslora = all(adapter.use_rslora for adapter in saved.values())
     ranks = {module: adapter.rank for module, adapter in saved.items()}
     alphas = {module: _lora_alpha(module, adapter, use_rslora) for module, adapter in saved.items()}
@@ -394,12 +396,12 @@ def _strengths(saved: Mapping[str, Adapter | StackedLoRA]) -> dict[str, Any]:
 
 
 def _lora_alpha(module: str, adapter: Adapter | StackedLoRA, use_rslora: bool) -> float:
-    """Return the file's alpha; if only this adapter is rank-stabilised, the alpha that gives the same scaling."""
+    """Return the alpha to write; if not all adapters are rank-stabilised, the one that gives the same scaling."""
     alpha = adapter.alpha if adapter.use_rslora == use_rslora else adapter.scaling * adapter.rank
     check_number(f"alpha of layers[{short(module)}]", alpha, above=MIN_ALPHA, below=MAX_ALPHA)
     return int(alpha) if alpha.is_integer() else alpha  # PEFT writes integral alphas as integers
 
 
 def _pattern(values: Mapping[str, Any], default: Any) -> dict[str, Any]:
-    """Return the exceptions under keys that match only their own module: "fc" would also match "enc.fc"."""
+    """Return the values that differ from the default. A key is anchored by ^, since "fc" would also match "enc.fc"."""
     return {"^" + re.escape(module): value for module, value in values.items() if value != default}

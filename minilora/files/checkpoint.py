@@ -1,12 +1,12 @@
-"""Checkpoints of trainings, which resume bit for bit.
+"""Checkpoints from which a training run resumes bit for bit.
 
-A checkpoint is one safetensors file. Its tensors are the parameters and Adam's two moments; its metadata, in JSON, are
-everything else that the next epoch depends on: the step count, the generator's state, the losses so far and the
+A checkpoint is one safetensors file. Its tensors are the parameters and Adam's two moments. Its metadata contains, as
+JSON, everything else that the next epoch depends on: the step count, the generator's state, the losses so far and the
 configuration. A new checkpoint replaces the old one by a single rename, so a kill at any moment leaves a complete file.
-Reading it executes nothing: there is no pickle.
+Reading it executes no code: there is no pickle.
 
-A checksum over tensors and text detects damage. The configuration has a hash of all data and of every frozen array, so
-a training never resumes with different data, another model or other settings.
+A checksum over the tensors and the JSON text detects damage. The configuration includes hashes of all data and of every
+frozen array, so a run never resumes with different data, another model or other settings.
 """
 
 from __future__ import annotations
@@ -36,36 +36,36 @@ __all__ = ["Checkpoint", "CheckpointError"]
 TEXT_KEY, CHECKSUM_KEY = "minilora_checkpoint", "crc32"
 VERSION = 2
 SAVED_GROUPS = ("params", "m", "v", "best")
-"""The prefixes of the tensors' names: ``params.NAME``, ``m.NAME``, ``v.NAME``, and ``best.NAME`` if there are any."""
+"""The prefixes of the tensors' names: ``params.NAME``, ``m.NAME``, ``v.NAME`` and, if `best` is used, ``best.NAME``."""
 FINGERPRINT_NUMBERS = 1 << 20
 """The number of entries of an array that are hashed at a time."""
 
 
 class CheckpointError(ValueError):
-    """A checkpoint cannot be resumed, because it is damaged or has a different configuration."""
+    """A run cannot resume from a checkpoint, because it is damaged or has a different configuration."""
 
 
 class Checkpoint:
-    """A file with a training's state after every epoch, for ``train(..., checkpoint=Checkpoint(path))``.
+    """A file that stores a run's state after every epoch, for ``train(..., checkpoint=Checkpoint(path))``.
 
     Parameters
     ----------
     path : path
         The file. Its folder is created if necessary.
     settings : mapping of str to number, str or bool, optional
-        Further settings that must be equal to resume, in addition to those that `train` records itself.
+        Further settings that must be the same when a run resumes, in addition to those that `train` records itself.
     notes : mapping, optional
-        JSON values to store with each state without comparing them. They may change between two epochs.
+        JSON values to store with each state. They are not compared, and may change between two epochs.
 
     Attributes
     ----------
     best : dict of str to array
-        Further parameters by name, set by the caller. They are stored with each state and restored by `resume`.
+        Further parameters by name, set by the caller. Each save stores them, and `resume` restores them.
 
     Raises
     ------
     CheckpointError
-        If the file exists and is damaged, or has other settings; the message lists the differences.
+        If the file exists, and is damaged or has other settings; the message lists the differences.
     """
 
     def __init__(
@@ -79,11 +79,11 @@ class Checkpoint:
             check_same_configuration(self.path, before, self.settings)
 
     def resume(self, state: TrainingState, epochs: int, settings: Mapping[str, Any], data: Mapping[str, Any]) -> None:
-        """Restore a new training to the state in the file; if there is no file yet, write the start.
+        """Restore the file's state to a run that has not started; if there is no file yet, write the initial state.
 
         `settings` are ``batch_size``, ``steps``, ``log_every``, the ``loss``'s name and possibly ``schedule``,
         ``weight_decay`` and ``max_grad_norm``; `data` are ``X``, ``Y`` and ``held_out``, which may be None. A
-        checkpoint of another training is a CheckpointError, and then nothing has changed.
+        checkpoint of another run raises a CheckpointError and changes nothing.
         """
         self.configuration = {**self.settings, **describe(state, settings, data)}
         saved = read_checkpoint(self.path)
@@ -92,11 +92,11 @@ class Checkpoint:
             return
         check_same_configuration(self.path, saved.configuration, self.configuration)
         if saved.epoch > epochs:
-            check_no_differences(self.path, [f"epochs is {epochs} here, and {saved.epoch} are done there"])
+            check_no_differences(self.path, [f"epochs is {epochs}, but the checkpoint has {saved.epoch}"])
         self.restore(state, saved)
 
     def restore(self, state: TrainingState, saved: Saved) -> None:
-        """Restore a training from a checkpoint that has been read."""
+        """Restore the state of a checkpoint that has been read."""
         asarray = backend_of(next(iter(state.optimizer.params.values()))).asarray
         params, m, v, best = ({n: asarray(a) for n, a in saved.arrays[part].items()} for part in SAVED_GROUPS)
         state.optimizer.load_state_dict({"t": saved.t, "m": m, "v": v})
@@ -108,7 +108,7 @@ class Checkpoint:
         state.history.epochs[:], state.history.losses[:] = saved.epochs, saved.losses
 
     def keep(self, state: TrainingState) -> None:
-        """Write a training's state after an epoch, replacing the file."""
+        """Write the state after an epoch, replacing the file."""
         optimizer, history = state.optimizer, state.history
         arrays = (optimizer.params, optimizer.m, optimizer.v, self.best)
         tensors = {
@@ -126,7 +126,8 @@ class Checkpoint:
             "configuration": self.configuration,
             "notes": self.notes,
         }
-        text = json.dumps(rest, default=lambda array: array.tolist())  # some states have arrays, which lists can set
+        # Some generators' states contain arrays, and accept lists.
+        text = json.dumps(rest, default=lambda array: array.tolist())
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with written_whole(self.path) as file:
             write_tensors(file, tensors, {TEXT_KEY: text, CHECKSUM_KEY: checksum(tensors, text)})
@@ -136,7 +137,7 @@ class Checkpoint:
 
 
 class Saved(msgspec.Struct):
-    """The state of a training between two epochs, as stored in a file."""
+    """A run's state between two epochs, as stored in a file."""
 
     version: Literal[2]
     t: int  # Adam's step count
@@ -144,13 +145,13 @@ class Saved(msgspec.Struct):
     epoch: int  # the number of completed epochs
     epochs: list[int]  # the history so far: the epochs after which the loss was measured
     losses: list[float]  # the losses measured after these
-    configuration: dict[str, Any]  # the configuration, which must be equal to resume
+    configuration: dict[str, Any]  # must be the same when a run resumes
     notes: Any = None  # stored, not compared
     arrays: dict[str, dict[str, Any]] = {}  # not in the JSON: the tensors by part and name
 
 
 def read_checkpoint(path: Path) -> Saved | None:
-    """Read a checkpoint; None if there is no file yet. An incomplete one is a CheckpointError."""
+    """Read a checkpoint; return None if there is no file yet. A damaged one raises a CheckpointError."""
     if not os.path.lexists(path):
         return None
     try:
@@ -171,20 +172,20 @@ def read_checkpoint(path: Path) -> Saved | None:
 
 
 def checksum(tensors: Mapping[str, np.ndarray], text: str) -> str:
-    """Return a checksum; damage goes undetected with a probability of 1 in 4 billion."""
+    """Return a checksum of tensors and text. It misses damage with a probability of 1 in 4 billion."""
     total = zlib.crc32(text.encode())
     for name in sorted(tensors):
         total = zlib.crc32(tensors[name].tobytes(), zlib.crc32(name.encode(), total))
     return str(total)
 
 
-# --- the configuration: settings to compare --------------------------------------------------------------------------
+# --- the configuration ------------------------------------------------------------------------------------------------
 
 
 def describe(state: TrainingState, settings: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings that must be equal to resume a training, but not its length or its way to the gradients."""
+    """Describe everything that must be the same when a run resumes."""
     params, held_out = state.optimizer.params, data["held_out"]
-    # A finished training may be extended, and another micro-batch gives the same gradients up to rounding.
+    # Not the number of epochs, since a run can be extended, and not the micro-batch size: it only changes the rounding.
     return {
         "backend": backend_of(data["X"]).name,
         **settings,
@@ -200,7 +201,7 @@ def describe(state: TrainingState, settings: Mapping[str, Any], data: Mapping[st
 
 
 def check_same_configuration(path: str | Path, saved: Mapping[str, Any], here: Mapping[str, Any]) -> None:
-    """Require that a checkpoint has this configuration; the error lists each difference."""
+    """Require that a checkpoint has the configuration `here`; the error lists all differences."""
     check_no_differences(
         path,
         [
@@ -212,24 +213,24 @@ def check_same_configuration(path: str | Path, saved: Mapping[str, Any], here: M
 
 
 def check_no_differences(path: str | Path, differences: Sequence[str]) -> None:
-    """Require that a checkpoint's configuration equals the requested one."""
+    """Raise a CheckpointError that lists the differences, if there are any."""
     if differences:
         raise CheckpointError(
-            printable(f"{str(path)!r} is a checkpoint of another configuration: {'; '.join(differences)}. ")
-            + "Ask for the same, or name another checkpoint"
+            printable(f"{str(path)!r} is a checkpoint with a different configuration: {'; '.join(differences)}. ")
+            + "Use the same configuration, or choose another checkpoint"
         )
 
 
 def seed_of(rng: np.random.Generator) -> str:
     """Describe a generator's seed, which does not change when it draws."""
     bits = rng.bit_generator
-    spawned = tuple(getattr(bits.seed_seq, "spawn_key", ()))  # a SeedSequence; others need no name
+    spawned = tuple(getattr(bits.seed_seq, "spawn_key", ()))  # only a SeedSequence has these two
     entropy = getattr(bits.seed_seq, "entropy", None)
     return f"{type(bits).__name__} of {entropy}{f', spawned {spawned}' if spawned else ''}"
 
 
 def fingerprint(array: Array) -> str:
-    """Return an array's dtype, shape and hash, computed some rows at a time, to tell data sets apart."""
+    """Return an array's dtype, shape and hash, to tell data sets apart. It hashes a block of rows at a time."""
     digest, to_numpy, rows = hashlib.sha256(), backend_of(array).to_numpy, array if array.shape else array[None]
     height = max(1, FINGERPRINT_NUMBERS // max(1, math.prod(rows.shape[1:])))
     for top in range(0, len(rows), height):
@@ -238,7 +239,7 @@ def fingerprint(array: Array) -> str:
 
 
 def frozen_parts(model: Any, params: Mapping[str, Array]) -> dict[str, str]:
-    """Return the model's untrained arrays by fingerprint, and its numbers."""
+    """Describe what the model computes with but does not train: layer classes, settings, and arrays by fingerprint."""
     trained = {id(p) for p in params.values()}
     texts: dict[str, str] = {}
     for path, layer in walk(model):

@@ -1,7 +1,7 @@
 """Safe reading and atomic writing of files and folders.
 
-Reading a pipe or a device might never end, so only regular files are opened. File names inside a file cannot lead to
-another folder. JSON is decoded by `msgspec`, which refuses NaN, infinity and unexpected types.
+Reading a pipe or a device might never end, so only regular files are opened. A file name found in a file cannot lead
+to another folder. JSON is decoded by `msgspec`, which refuses NaN, infinity and unexpected types.
 
 A kill, a crash or a full disk at any moment leaves the old file or the new one, and a new folder complete or not at
 all. Output is written to a temporary name next to its target, flushed to the disk (fsync), and renamed. If several
@@ -26,7 +26,7 @@ from typing import Any, BinaryIO
 
 from ..texts import FileRefused, reading, short
 
-MOST_BYTES = 1 << 28
+MAX_FILE_BYTES = 1 << 28
 """The largest size of a file that is read as a whole: settings, an index of shards, a tokenizer."""
 
 
@@ -41,11 +41,11 @@ class RegularFile(io.FileIO):
         self.close()
 
     def check_unchanged(self, at: Path | None = None) -> None:
-        """Require that the file was not modified or replaced since it was opened."""
+        """Require that the file, or the one now at the path `at`, is the one that was opened, unmodified since."""
         with reading(self.name):
             then, now = self.opened, os.stat(self.fileno() if at is None else at)
             if not os.path.samestat(then, now) or (then.st_size, then.st_mtime_ns) != (now.st_size, now.st_mtime_ns):
-                raise FileRefused(self.name, "another program modified it while it was read: read it again")
+                raise FileRefused(self.name, "another program modified it while it was being read: read it again")
 
 
 def open_regular(path: Path) -> RegularFile:
@@ -67,10 +67,10 @@ def model_format(path: Path) -> str:
 
 
 def read_whole(path: Path) -> bytes:
-    """Return the bytes of a regular file of at most `MOST_BYTES`."""
+    """Return the bytes of a regular file of at most `MAX_FILE_BYTES`."""
     with open_regular(path) as file, reading(path):
-        if os.fstat(file.fileno()).st_size > MOST_BYTES:
-            raise FileRefused(path, f"larger than {MOST_BYTES} bytes, the most that such a file can need")
+        if os.fstat(file.fileno()).st_size > MAX_FILE_BYTES:
+            raise FileRefused(path, f"larger than {MAX_FILE_BYTES} bytes, the limit for such a file")
         return file.read()
 
 
@@ -81,12 +81,12 @@ def read_start(path: Path, count: int) -> bytes:
 
 
 def read_json(path: Path, kind: Any = dict[str, Any]) -> Any:
-    """Read a file of JSON as a value of the type `kind`: a `msgspec.Struct`, or by default an object."""
+    """Read a JSON file as a value of the type `kind`: a `msgspec.Struct`, or by default any object."""
     return parse_json(path, read_whole(path), kind)
 
 
 def parse_json(path: Path, text: bytes, kind: Any = dict[str, Any]) -> Any:
-    """Decode JSON from a file."""
+    """Decode a JSON text as a value of the type `kind`; errors name the file at `path`, which it comes from."""
     import msgspec  # imported here, since the core only writes files
 
     with reading(path):
@@ -94,7 +94,7 @@ def parse_json(path: Path, text: bytes, kind: Any = dict[str, Any]) -> Any:
 
 
 def member(folder: Path, name: str) -> Path:
-    """Return the path of a file in a folder from its plain name; it may be a link, as in the hub's cache."""
+    """Return the path of a file in a folder by its plain name. The file may be a link, as in the hub's cache."""
     if name != os.path.basename(name) or name in ("", ".", "..") or "\\" in name or "\0" in name:
         raise FileRefused(folder, f"{short(name)} is not the plain name of a file in this folder")
     return folder / name
@@ -105,7 +105,7 @@ def member(folder: Path, name: str) -> Path:
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[BinaryIO]:
-    """Open a file for writing that replaces `path`, a regular file or a new name, when it is complete."""
+    """Open a file for writing; when it is complete, it replaces `path`, a regular file or a new one."""
     check_replaceable(path)
     with _unfinished(path, path) as part:
         with synced(part) as file:
@@ -116,7 +116,7 @@ def written_whole(path: Path) -> Iterator[BinaryIO]:
 
 @contextmanager
 def written_folder(path: Path) -> Iterator[Path]:
-    """Make a folder to write into with `synced`, which replaces `path`, new or empty, when it is complete."""
+    """Make a folder for files written with `synced`; when it is complete, it becomes `path`, a new or empty folder."""
     with _unfinished(path, path) as part:
         part.mkdir()
         yield part
@@ -127,7 +127,7 @@ def written_folder(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def written_into(folder: Path, last: str) -> Iterator[Path]:
-    """Make a folder to write into with `synced`, whose files move to `folder` when all are complete.
+    """Make a folder for files written with `synced`; when all are complete, they move to `folder`.
 
     The file `last`, which every reader requires, is removed first and moved last. Other files in `folder` stay.
     """
@@ -143,7 +143,7 @@ def written_into(folder: Path, last: str) -> Iterator[Path]:
 
 @contextmanager
 def _unfinished(path: Path, target: Path) -> Iterator[Path]:
-    """Yield a short temporary name next to `path`, unique to this process; an error names `target` and removes it."""
+    """Yield a short, unique path next to `path`. On an error, remove what is there; a system error names `target`."""
     part = path.absolute().parent / f".{path.name[:40]}-{secrets.token_hex(8)}.part"
     try:
         with naming_errors(target):
@@ -155,11 +155,11 @@ def _unfinished(path: Path, target: Path) -> Iterator[Path]:
 
 @contextmanager
 def naming_errors(path: Path) -> Iterator[None]:
-    """Add the path to system errors without one, such as that of a full disk."""
+    """Add the path to a system error that has none, such as that of a full disk."""
     try:
         yield
     except OSError as error:
-        if error.filename is None and error.errno is not None:  # without a number it has its own message
+        if error.filename is None and error.errno is not None:  # an error without a number has its own message
             error.filename = str(path)
         raise
 
@@ -183,11 +183,11 @@ def sync_folder(folder: Path) -> None:
             os.close(handle)
 
 
-# --- protection of existing files -----
+# --- protecting existing files ---
 
 
 def is_new_or_empty(path: Path) -> bool:
-    """Return whether a folder can be written at a path without loss: a new name, or an empty folder."""
+    """Return whether writing a folder at a path destroys nothing: the path is new, or an empty folder."""
     return not os.path.lexists(path) or (path.is_dir() and not path.is_symlink() and not any(path.iterdir()))
 
 
@@ -198,7 +198,7 @@ def check_parent(name: str, path: Path) -> None:
 
 
 def check_file(name: str, path: Path, inputs: Iterable[tuple[Path, str]]) -> None:
-    """Require a path that `written_whole` can write, and that is not read."""
+    """Require a path that `written_whole` can write, and that is none of the inputs."""
     check_parent(name, path)
     check_writable(path.absolute().parent)
     refuse_inputs(name, path, inputs)
@@ -206,33 +206,33 @@ def check_file(name: str, path: Path, inputs: Iterable[tuple[Path, str]]) -> Non
 
 
 def check_new_folder(name: str, path: Path, why: str = "a folder is written") -> None:
-    """Require a path that `written_folder` can write; `why` gives the reason for a folder."""
+    """Require a path that `written_folder` can write; `why` explains why a folder is written."""
     check_parent(name, path)
     check_writable(path.absolute().parent)
     if not is_new_or_empty(path):
-        raise ValueError(f"{name} {str(path)!r} exists, expected a folder that is empty or new: {why}")
+        raise ValueError(f"{name} {str(path)!r} exists, expected an empty or new folder: {why}")
     if os.path.lexists(path) and (os.path.ismount(path) or path.samefile(".")):
         raise ValueError(
-            f"{name} {str(path)!r} is the working folder or a mount point, which cannot be replaced: choose another"
+            f"{name} {str(path)!r} is the working folder or a mount point, which cannot be replaced: choose a new one"
         )
 
 
 def check_replaceable(path: Path) -> None:
-    """Require a regular or new file: no device or pipe, and no link, whose target would not change."""
+    """Require a regular or new file: no device or pipe, nor a link, since its target would not change."""
     try:
         mode = os.lstat(path).st_mode
     except FileNotFoundError:
         return
     if not stat.S_ISREG(mode):
         kind = "symbolic link" if stat.S_ISLNK(mode) else "folder, a device or a pipe"
-        raise ValueError(f"{str(path)!r} is a {kind}, expected a regular file or a new name")
+        raise ValueError(f"{str(path)!r} is a {kind}, expected a regular file or a new path")
 
 
 def check_writable(folder: Path) -> None:
-    """Require a new or existing folder that files can be written to."""
+    """Require a folder, new or existing, that files can be written to."""
     existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(path))
     if not os.path.isdir(existing):
-        raise ValueError(f"{str(folder)!r}: {str(existing)!r} is a file, expected a folder or a new name")
+        raise ValueError(f"{str(folder)!r}: {str(existing)!r} is a file, expected a folder")
     if not os.access(existing, os.W_OK):
         raise ValueError(f"{str(folder)!r}: the folder {str(existing)!r} is not writable")
 
@@ -244,7 +244,7 @@ def check_new_file(what: str, path: Path | None, overwrite: bool) -> None:
 
 
 def refuse_inputs(name: str, out: Path, inputs: Iterable[tuple[Path, str]]) -> None:
-    """Require that an output is none of the inputs, each given with a description such as "the model"."""
+    """Require that an output is none of the inputs; each has a description for the error, such as "the model"."""
     for path, what in inputs:
         both = os.path.exists(out) and os.path.exists(path)
         if os.path.samefile(out, path) if both else os.path.realpath(out) == os.path.realpath(path):

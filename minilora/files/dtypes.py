@@ -1,4 +1,4 @@
-"""The floating-point types in files, with the rounding to them."""
+"""The floating-point types of tensors in files, with the rounding to them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FLOATS: dict[str, np.dtype[Any]] = {
 
 
 def cast(numbers: np.ndarray, dtype: Any) -> np.ndarray:
-    """Cast numbers to another dtype, with infinity out of range. Everything written to a file is rounded here.
+    """Cast numbers to another dtype; out of its range they become infinite. All written files are rounded here.
 
     float64 is rounded to float32 first and then to bfloat16, as in torch. ml_dtypes did so up to 0.6, and rounds once
     since 0.7: 1 + 2^-8 + 2^-30 became 1.0, and now becomes 1.0078125. Files must not depend on its version.

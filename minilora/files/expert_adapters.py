@@ -2,20 +2,20 @@
 
 An array of a mixture, ``….experts.gate_up_proj`` or ``….down_proj``, has a matrix W_e (out, in) for each expert.
 
-The key of an adapter of ``….experts.down_proj`` has only the name of its module, ``….experts.lora_A.weight``;
-``target_parameters`` tells which array it belongs to. If two arrays of a module are adapted, PEFT nests one layer in
-another, in the order of the module, the first one innermost:
+The keys of an adapter of ``….experts.down_proj`` contain only its module's path, as in ``….experts.lora_A.weight``;
+``target_parameters`` tells which array they belong to. If two arrays of a module are adapted, PEFT nests their layers
+in the order of the arrays in the module, the first one innermost:
 
     gate_up_proj     ….experts.base_layer.lora_A.weight
     down_proj        ….experts.lora_A.weight
 
 The two matrices are those of `minilora.variants.stackedlora`, A (E r, in) and B (out, r E). Older files differ:
 
-* Up to version 0.19.0, PEFT took each weight W_e (out, in) for (in, out), and exchanged the factors: its A is
-  (E r, out), its B (in, r E). ``peft_version`` tells which it is; without it the shapes may: `experts.are_exchanged`.
+* Up to version 0.19.0, PEFT mistook each weight W_e (out, in) for one of (in, out), and so exchanged the factors: its A
+  is (E r, out), its B (in, r E). ``peft_version`` shows this; without it the shapes may: `experts.are_exchanged`.
 * Some programs wrote B with the expert as the slow index. Then ``lora_B_layout`` is ``grouped_by_expert``.
 
-Both are refused, and so is an ambiguous packing. The message says what to do.
+Both are refused, and so is an ambiguous packing. The message tells the user what to do.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ from .experts import EXPERT_ORDER, are_exchanged
 
 WRAPPED = ".base_layer"
 EXPERTS_MODULE = "experts"
-"""The name of a module with the arrays of a mixture."""
+"""The name of a module that contains a mixture's arrays."""
 EXCHANGED_UNTIL = (0, 19, 0)
-"""The last version of PEFT that took a weight (out, in) for (in, out)."""
+"""The last version of PEFT that mistook a weight (out, in) for one of (in, out)."""
 WRITTEN_AS = "0.19.1"
-"""The first version that packs them like `save_adapter`, which writes it as ``peft_version``."""
+"""The first version of PEFT that packs the factors like `save_adapter`, which writes it as ``peft_version``."""
 B_LAYOUTS = {"rank_major": False, "grouped_by_expert": True}
-"""The values of lora_B_layout, a key of unsloth, with whether the expert is B's slow index."""
+"""The values of unsloth's key lora_B_layout; True if the expert is B's slow index."""
 
 
 def layer_paths(paths: Iterable[str]) -> dict[str, str]:
-    """Return for each array's path the path of the layer with its adapter in PEFT."""
+    """Return, for each array's path, the path of the layer that has its adapter in PEFT."""
     of_module: dict[str, list[str]] = {}
     for path in paths:
         module, _, name = path.rpartition(".")
@@ -51,33 +51,33 @@ def layer_paths(paths: Iterable[str]) -> dict[str, str]:
 
 
 def nested_paths(module: str, names: Sequence[str]) -> dict[str, str]:
-    """Return the path of each array's adapter by the array's name. The last array's is the module's path."""
+    """Return the path of each array's adapter by the array's name. The last array's is the module's own path."""
     return {name: module + depth * WRAPPED for depth, name in enumerate(reversed(names))}
 
 
 def adapted_arrays(adapted: Iterable[str], targets: Collection[str]) -> dict[str, str]:
-    """Return each array's path of its adapter, and require each target exactly once."""
+    """Return the path of each array's adapter, by the array's path; require exactly one adapter for each target."""
     found: dict[str, str] = {}
     for module, names, depths in modules_with_arrays(adapted, targets):
         if sorted(depths) != list(range(len(names))):
             raise ValueError(
-                f"there are {len(depths)} pairs of factors for arrays of {short(module)}, and target_parameters names "
-                f"{short(names)} of it"
+                f"there are {len(depths)} pairs of factors for arrays of {short(module)}, but target_parameters names "
+                f"{short(names)} there"
             )
         if len(names) > 1 and not set(names) <= set(EXPERT_ORDER):
-            raise ValueError(f"target_parameters names {short(names)} of {short(module)}: the keys cannot be assigned")
+            raise ValueError(f"target_parameters names {short(names)} of {short(module)}: their order is unknown")
         found |= {f"{module}.{name}": place for name, place in nested_paths(module, names).items()}
     return found
 
 
 def modules_with_arrays(adapted: Iterable[str], targets: Collection[str]) -> Iterator[tuple[str, list[str], list[int]]]:
-    """Yield each module with adapters of arrays: its path, the targeted arrays, and their depths."""
+    """Yield each module whose arrays have adapters: its path, the targeted arrays, and the adapters' depths."""
     by_module: dict[str, list[int]] = {}
     for place in adapted:
         stop = len(place)
         while place.endswith(WRAPPED, 0, stop):
             stop -= len(WRAPPED)
-        by_module.setdefault(place[:stop], []).append((len(place) - stop) // len(WRAPPED))  # layers below the module
+        by_module.setdefault(place[:stop], []).append((len(place) - stop) // len(WRAPPED))  # nested layers
     for module, depths in by_module.items():
         of_arrays = module.rpartition(".")[2] == EXPERTS_MODULE or depths != [0]
         names = {_array_named(target, module, of_arrays=of_arrays) for target in targets} - {""}
@@ -86,7 +86,7 @@ def modules_with_arrays(adapted: Iterable[str], targets: Collection[str]) -> Ite
 
 
 def _array_named(target: str, module: str, *, of_arrays: bool) -> str:
-    """Return the array of a module that a target means, or ""; a bare name matches every module with arrays."""
+    """Return the array of a module that a target names, or ""; a bare name matches every module with arrays."""
     owner, _, name = target.rpartition(".")
     if not owner:
         return name if of_arrays else ""
@@ -102,7 +102,7 @@ def _order(name: str) -> int:
 
 
 def check_packing(peft_version: str | None, shapes: Mapping[str, tuple[int, int]]) -> None:
-    """Require factors in the packing of PEFT since 0.19.1; `shapes` has each array's (out, in) by path."""
+    """Require the packing that PEFT uses since 0.19.1; `shapes` contains each array's (out, in) by path."""
     says = "there is no peft_version" if peft_version is None else f"peft_version is {short(peft_version)}"
     version = version_of(peft_version)
     for path in shapes:
@@ -110,23 +110,23 @@ def check_packing(peft_version: str | None, shapes: Mapping[str, tuple[int, int]
         exchanged = by_shape if version is None else version <= EXCHANGED_UNTIL
         if exchanged is None:
             raise ValueError(
-                f"{says}, and nothing else tells which factor of {short(path)} reads the input: PEFT has exchanged the "
-                'two after 0.19.0. Add "peft_version": "0.19.1" where lora_A is as wide as the input; where it is as '
-                "wide as the output, merge the adapter with the PEFT that wrote it, or train it again"
+                f"{says}, and nothing else shows which factor of {short(path)} reads the input: PEFT exchanged the two "
+                'after 0.19.0. Add "peft_version": "0.19.1" if lora_A is as wide as the input; if it is as wide as the '
+                "output, merge the adapter with the version of PEFT that wrote it, or train it again"
             )
         if exchanged:
             raise ValueError(
                 f"{says}: the factors of {short(path)} are exchanged, as PEFT packed them up to 0.19.0, which is not "
-                "supported. Merge the adapter with the PEFT that wrote it, or train it again"
+                "supported. Merge the adapter with the version of PEFT that wrote it, or train it again"
             )
         if by_shape:
             raise ValueError(
-                f"{says}, and the shapes of gate_up_proj's and down_proj's factors are those of versions up to 0.19.0"
+                f"{says}, but the shapes of gate_up_proj's and down_proj's factors are those of versions up to 0.19.0"
             )
 
 
 def _exchanged_by_shape(module: str, shapes: Mapping[str, tuple[int, int]]) -> bool | None:
-    """Return whether the adapters of a module's two arrays have exchanged shapes; None if that is ambiguous."""
+    """Return whether the adapters of a module's two arrays have exchanged shapes; None if they are ambiguous."""
     gate_up, down = (shapes.get(f"{module}.{name}") for name in EXPERT_ORDER)
     return are_exchanged(gate_up, down) if gate_up and down else None
 

@@ -9,8 +9,8 @@ The matrices of an array are stored in one of three layouts:
     mlp.experts.down_proj          mlp.experts.e.down_proj.weight              block_sparse_moe.experts.e.w2
     mlp.gate.weight                the same                                    block_sparse_moe.gate.weight
 
-An adapter's paths use the first column. An expert's gate_up_proj has its gate's rows above its up's. A tensor for all
-experts is (E, out, in) here. Some models, such as gpt-oss, have (E, in, out): see `are_exchanged`.
+An adapter's paths are those of the first column. An expert's gate_up_proj stacks its gate_proj on its up_proj. A tensor
+for all experts is (E, out, in) here. Some models, such as gpt-oss, have (E, in, out): see `are_exchanged`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ..texts import FileRefused, short
 from .tensors import Weights
 
 EXPERT_PARTS = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}
-"""The arrays of a module of experts in its order, each with the weights of one expert that it stacks."""
+"""The arrays of a module of experts, in its order, and the weights of one expert that each array stacks."""
 EXPERT_ORDER = tuple(EXPERT_PARTS)
 
 
@@ -40,7 +40,7 @@ MIXTRAL_MLP = "block_sparse_moe"
 
 @dataclass(frozen=True)
 class ExpertTensor:
-    """A tensor with some rows of an array's matrices for one or more experts."""
+    """A tensor that contains rows of an array's matrices, for one or more experts."""
 
     name: str
     experts: tuple[int, ...]
@@ -49,20 +49,20 @@ class ExpertTensor:
 
 
 def expert_tensors(path: str, experts: int, out: int, width: int, weights: Weights) -> list[ExpertTensor]:
-    """Return the tensors with an array's E matrices (out, in), and require their shapes."""
+    """Return the tensors that contain an array's E matrices (out, in); require that their shapes fit."""
     tensors = _for_all(path, experts, out, width, weights) or _for_each(path, experts, out, width, weights)
     for tensor in tensors:
         if (shape := weights.spec(tensor.name).shape) != tensor.shape:
             raise FileRefused(
                 weights.holder[tensor.name].path,
                 f"{short(tensor.name)} has shape {list(shape)}, expected {list(tensor.shape)} "
-                f"(of {experts} experts, {out} x {width} each)",
+                f"({experts} experts, {out} x {width} each)",
             )
     return tensors
 
 
 def _spellings(path: str) -> list[str]:
-    """Return the possible names of an array in a file: the path, and a Mixtral's name."""
+    """Return the possible names of an array in a file: its path, and its path in a Mixtral."""
     before, mlp, after = path.rpartition(".mlp.")
     return [path, f"{before}.{MIXTRAL_MLP}.{after}"] if mlp else [path]
 
@@ -74,12 +74,12 @@ def _for_all(path: str, experts: int, out: int, width: int, weights: Weights) ->
             continue
         if experts == 1 and len(weights.spec(name).shape) == 2:
             return [ExpertTensor(name, (0,), slice(out), (out, width))]
-        _check_way_round(name, weights)
+        _check_orientation(name, weights)
         return [ExpertTensor(name, tuple(range(experts)), slice(out), (experts, out, width))]
     return []
 
 
-def _check_way_round(name: str, weights: Weights) -> None:
+def _check_orientation(name: str, weights: Weights) -> None:
     """Require that a tensor for all experts is (E, out, in), judging by its shape and the other array's."""
     both = [f"{name.rpartition('.')[0]}.{array}" for array in EXPERT_ORDER]
     shapes = [weights.spec(array).shape for array in both if array in weights.holder]
@@ -87,16 +87,16 @@ def _check_way_round(name: str, weights: Weights) -> None:
     exchanged = are_exchanged(shapes[0][1:], shapes[1][1:]) if known else None
     _, *matrix = weights.spec(name).shape
     if exchanged:
-        what = "is stored (E, in, out), as the shapes of the two arrays show together: (E, out, in) alone is supported"
+        what = "is stored (E, in, out), as the shapes of both arrays show: only (E, out, in) is supported"
     elif exchanged is None and len(matrix) == 2 and len({*matrix}) == 1:
-        what = "is square, and nothing shows whether it is stored (E, out, in): with the other array its shape would"
+        what = "has square matrices, and the other array does not show whether it is stored (E, out, in)"
     else:
         return
     raise FileRefused(weights.holder[name].path, f"{short(name)} {what}")
 
 
 def _for_each(path: str, experts: int, out: int, width: int, weights: Weights) -> list[ExpertTensor]:
-    """Return the tensors of each expert, and require exactly these."""
+    """Return the tensors that each belong to one expert; require that they exist for exactly this number of experts."""
     name = path.rpartition(".")[2]
     parts = EXPERT_PARTS.get(name, ())
     edges = [0, *(out // len(parts) for _ in parts[1:]), out]  # the bounds of the parts' rows
@@ -107,7 +107,7 @@ def _for_each(path: str, experts: int, out: int, width: int, weights: Weights) -
                 continue
             for more in (f"{start}{experts}.{end}" for end in last):
                 if more in weights.holder:
-                    raise FileRefused(weights.path, f"there is {short(more)}, expected {experts} experts")
+                    raise FileRefused(weights.path, f"there is {short(more)}, expected only {experts} experts")
             tensors = [
                 ExpertTensor(f"{start}{e}.{end}", (e,), slice(top, bottom), (bottom - top, width))
                 for e in range(experts)
@@ -115,8 +115,8 @@ def _for_each(path: str, experts: int, out: int, width: int, weights: Weights) -
             ]
             for tensor in tensors:
                 if tensor.name not in weights.holder:
-                    raise FileRefused(weights.path, f"there is no {short(tensor.name)}, of one of {experts} experts")
+                    raise FileRefused(weights.path, f"there is no {short(tensor.name)}, expected {experts} experts")
             return tensors
-    each = [short(f"{path.removesuffix(name)}0.{part}.weight") for part in parts[:1]]
-    such = "".join(f", and no tensor for each expert, such as {tensor}" for tensor in each)
-    raise FileRefused(weights.path, f"there is no {short(path)}{such}")
+    examples = [short(f"{path.removesuffix(name)}0.{part}.weight") for part in parts[:1]]
+    others = "".join(f", nor a tensor for each expert, such as {tensor}" for tensor in examples)
+    raise FileRefused(weights.path, f"there is no {short(path)}{others}")

@@ -1,11 +1,11 @@
-"""A summary of an adapter: for each layer its shapes, its scaling, and the norm and spectrum of its change.
+"""Summaries of an adapter's layers: shapes, scaling, and the norm and singular values of the change.
 
 The change s B A is (out, in) and is never formed; `minilora.variants.sums` computes its singular values from the
 factors.
 
-An embedding's matrix is (dim, V), a convolution's (out, C K). An adapter of a mixture's array has one adapter
-per expert; norm and singular values cover all of them. For DoRA this is the change before the rows are rescaled: the
-full change depends on the base, which is not in the file.
+An embedding's matrix is (dim, V), a convolution's (out, C K). A mixture's array has one adapter per expert; the norm
+and the singular values cover all of them. For DoRA this is the change before the rows are rescaled: the full change
+depends on the base, which is not in the file.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ class LayerSummary:
 
     path: str
     module: AdaptedModule  # the kind of layer, the shape (out, in) of its matrix, rank, alpha and scaling
-    parameters: int  # the number of entries of A, B and a variant's further array
+    parameters: int  # the number of entries of A, B and, with DoRA, the magnitude
     norm: float  # the Frobenius norm of the change of weight
-    singular_values: np.ndarray  # of the change of weight, as many as the rank, largest first; float64
+    singular_values: np.ndarray  # of the change of weight, largest first; float64
     shares: np.ndarray  # the share of the squared norm in each singular value; all zero if the change is zero
 
 
 def inspect_adapter(path: str | Path) -> list[LayerSummary]:
-    """Summarise each layer of an adapter; warn if the file also has a base weight."""
+    """Return a summary of each layer of an adapter; warn if the file also contains a base weight."""
     folder = AdapterFolder.open(check_path("path", path))
     folder.warn_of_base()
     return [_summary(path, module, *folder.read(path)) for path, module in folder.modules.items()]
@@ -52,7 +52,7 @@ def _summary(path: str, module: AdaptedModule, A: np.ndarray, B: np.ndarray, *mo
 
 
 def product_spectrum(A: np.ndarray, B: np.ndarray) -> np.ndarray:  # (r, in), (out, r) -> (min(r, in, out),)
-    """Return the singular values of B A in float64, largest first, even if a product overflows."""
+    """Return the singular values of B A in float64, largest first, even if their products overflow."""
     size_A, size_B = (max(float(np.abs(factor).max()), 1e-300) for factor in (A, B))
     scaled = LoRA(np.asarray(A, np.float64) / size_A, np.asarray(B, np.float64) / size_B, len(A))
     with np.errstate(over="ignore"):  # for float64 factors near the end of their range

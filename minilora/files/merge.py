@@ -5,14 +5,14 @@
 
 The steps: open the base and the adapter, match names and shapes, and copy each file of the base, tensor by tensor, in
 file order. No name, dtype or shape changes, so each file keeps its header. Tensors without an adapter are copied bit
-for bit. An adapted weight is processed a few rows at a time, so a model larger than memory can be merged.
+for bit. An adapted weight is processed some rows at a time, so even a model larger than memory can be merged.
 
-Half precision is widened to float32, changed, and rounded back once. The products are computed in PEFT's order, so its
-``merge_and_unload`` gives the same numbers.
+Half-precision weights are widened to float32, changed, and rounded back once. The products are computed in PEFT's
+order, so its ``merge_and_unload`` gives the same numbers.
 
-An embedding's weight (V, dim) is the transpose of the matrix, like GPT-2's Conv1D, and a convolution's
-(out, C, *kernel) is the matrix (out, C K) under another shape. The experts of a mixture share one tensor, or
-each has one or two tensors: W_e + s B_e A_e, see `minilora.files.experts`.
+An embedding's weight (V, dim) is the transpose of the matrix, as with GPT-2's Conv1D, and a convolution's weight
+(out, C, *kernel) is the matrix (out, C K), reshaped. The experts of a mixture either share one tensor or have one or
+two tensors each: W_e + s B_e A_e, see `minilora.files.experts`.
 """
 
 from __future__ import annotations
@@ -53,19 +53,19 @@ def merge_adapter(
     Parameters
     ----------
     base : path
-        A model's folder with config.json and its weights; or the weights alone: a safetensors file, or the index of
-        shards (``model.safetensors.index.json``), or a folder of either.
+        A model's folder with config.json and its weights; or only the weights: a safetensors file, an index of shards
+        (``model.safetensors.index.json``), or a folder that contains one of the two.
     adapter : path
         A folder in PEFT's layout.
     out : path
-        The output. For a model's folder, a folder with configuration and tokenizer that loads like the base, or, with
-        a name that ends in ``.safetensors``, only the weights' file if there is just one. For bare weights, a file;
-        for shards, a folder. A folder must be empty or new. `out` appears only when it is complete.
+        The output. If `base` is a model's folder: a folder with configuration and tokenizer that loads like the base;
+        or, for a base without shards, a path ending in ``.safetensors`` for only the weights. Otherwise a file, or a
+        folder for shards. A folder must be new or empty. `out` appears only when it is complete.
     layouts : mapping of str to {"out-in", "in-out"}, optional
         The layout of weights in the base, by a module's path or its suffix, such as ``{"c_proj": "in-out"}``; the
         longest match decides. For all other modules the adapter's `fan_in_fan_out` does.
     dry_run : bool
-        Whether only to check and report what would change.
+        Whether to check and report what would change without writing anything.
     progress : bool
         Whether to show a progress bar on stderr if it is a terminal.
 
@@ -78,21 +78,21 @@ def merge_adapter(
     ------
     FileRefused
         If a file is damaged, the adapter does not fit the base, or one of the two is not supported. Nothing has been
-        written then.
+        written in that case.
     ValueError, TypeError
         If `out` cannot be written without destroying something, or an argument is out of range.
 
     Warns
     -----
     UserWarning
-        If the base's config.json ties head and embedding, and the adapter changes one of them. A merged folder then has
-        a separate head; bare weights cannot record that.
+        If the base's config.json ties the head to the embedding, and the adapter changes either. A merged folder then
+        has a separate head; a file with only weights cannot record that.
     """
     base, adapter, out = check_path("base", base), check_path("adapter", adapter), check_path("out", out)
     dry_run, progress = check_flag("dry_run", dry_run), check_flag("progress", progress)
     weights, folder = open_weights(base), AdapterFolder.open(adapter)
-    alone = weights.index is None and out.suffix == ".safetensors"
-    whole = os.path.isdir(base) and os.path.exists(base / MODEL_CONFIG) and not alone  # the output is a model's folder
+    weights_only = weights.index is None and out.suffix == ".safetensors"
+    whole = os.path.isdir(base) and os.path.exists(base / MODEL_CONFIG) and not weights_only  # out is a model's folder
     tied = [path for path in folder.modules if path.rpartition(".")[2] in (EMBEDDING, HEAD) and ties_head(weights)]
     untied = whole and bool(tied)
     others = companions(base, untied=untied) if whole else {}
@@ -107,18 +107,18 @@ def merge_adapter(
 
 
 def _warn_of_a_tied_head(weights: Weights, modules: list[str], whole: bool) -> None:
-    """Warn that head and embedding are no longer tied, or that a program that ties bare weights changes both."""
+    """Warn that the head is no longer tied or, if only weights are written, that programs which tie it change both."""
     if whole:
-        what = "So the merged model has a head of its own, and its config.json says that the two are not tied"
+        what = "So the merged model has a separate head, and its config.json no longer ties the two"
     else:
         what = (
-            "A program that ties the head to the embedding changes both with the merged checkpoint, and does not "
-            "compute what the adapter computes beside its base: merge the model's folder into a folder"
+            "A program that ties the two will change both, and its results will differ from those of the base with the "
+            "adapter: merge the model's folder into a folder instead"
         )
     first, *other = map(short, modules)
-    changes = f"{first} and {other[0]} apart" if other else f"{first} alone"
+    changes = f"{first} and {other[0]} separately" if other else f"only {first}"
     warnings.warn(
-        f"{weights.path.parent / MODEL_CONFIG} says tie_word_embeddings, and the adapter changes {changes}. {what}",
+        f"{weights.path.parent / MODEL_CONFIG} ties head and embedding, but the adapter changes {changes}. {what}",
         stacklevel=3,
     )
 
@@ -127,7 +127,7 @@ def _warn_of_a_tied_head(weights: Weights, modules: list[str], whole: bool) -> N
 
 
 def _check_out(out: Path, weights: Weights, adapter: Path, whole: bool) -> None:
-    """Require an output that destroys nothing: no input, and no folder that is not empty."""
+    """Require an output that destroys nothing: neither one of the inputs nor a folder with contents."""
     if weights.index is None and not whole:
         files = [(adapter / file, "a file of the adapter") for file in (CONFIG_NAME, WEIGHTS_NAME)]
         check_file("out", out, [(weights.path, "the base itself"), *files])
@@ -175,7 +175,7 @@ def _write_file(
 
 
 def _merged(file: TensorFile, change: MergedTensor, arrays: list[np.ndarray]) -> Iterator[np.ndarray]:
-    """Yield the new bytes of a tensor, which has one matrix or one for each expert."""
+    """Yield the new bytes of a tensor, which contains one matrix, or one for each expert."""
     if change.of_experts is None:
         yield from _merged_matrix(file, change, arrays, 0)
         return
@@ -189,7 +189,7 @@ def _merged(file: TensorFile, change: MergedTensor, arrays: list[np.ndarray]) ->
 def _merged_matrix(
     file: TensorFile, change: MergedTensor, arrays: list[np.ndarray], start: int
 ) -> Iterator[np.ndarray]:
-    """Yield the new bytes of the matrix at an offset in the tensor, a few rows at a time."""
+    """Yield the new bytes of the matrix that starts at entry `start` of the tensor, some rows at a time."""
     wide = np.result_type(FLOATS[change.dtype], np.float32)
     A, B, *magnitude = (array.astype(wide, copy=False) for array in arrays)
     transposed = change.layout == "in-out"  # each row has weights of all outputs
@@ -214,7 +214,7 @@ def _merged_matrix(
 def _sums(
     file: TensorFile, change: MergedTensor, left: np.ndarray, right: np.ndarray, start: int
 ) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
-    """Yield slices of rows of a weight as stored, with W and V = W + s B A in the wide dtype."""
+    """Yield blocks of rows of a weight as it is stored: their slice, W, and V = W + s B A in the wide dtype."""
     columns = right.shape[1]
     height = max(1, BLOCK_BYTES // (columns * FLOATS[change.dtype].itemsize))
     for top in range(0, len(left), height):
@@ -226,14 +226,14 @@ def _sums(
 
 
 def _squares(V: np.ndarray) -> np.ndarray:
-    """Return the squares in float64, since many numbers of one sign are summed."""
+    """Return the squares in float64, since many of them will be summed."""
     with np.errstate(over="ignore"):
         return np.asarray(np.square(V, dtype=np.float64))
 
 
 def _row_factors(file: TensorFile, change: MergedTensor, m: np.ndarray, n: np.ndarray) -> np.ndarray:
-    """Return DoRA's factor for outputs whose weights have norm n; a row of zeros stays zero, as without merging."""
+    """Return DoRA's factors m / n for outputs whose weights have the norms n; a row of zeros stays zero."""
     if (wrong := n[~np.isfinite(n)]).size:
-        what = f"the weights of an output have the length {wrong[0]}, DoRA divides by it"
+        what = f"the weights of an output have the norm {wrong[0]}, by which DoRA divides"
         raise FileRefused(file.path, f"{short(change.name)}: {what}")
     return np.asarray((m / divisible(n)).astype(m.dtype))  # (dora.2)

@@ -1,8 +1,8 @@
-"""The other files of a model's folder, and the head of a tied model, so that a merged folder loads.
+"""Helpers for merging a model's whole folder: copying its other files, untying its head.
 
 The head of a tied model is its embedding: one array in two modules. An adapter of `embed_tokens` changes only the
 input, one of `lm_head` only the output. The merged model needs both arrays, so the head gets its own tensor, and
-config.json records that. (PEFT's merge_and_unload changes the shared array, with a warning.)
+config.json says so. (PEFT's merge_and_unload changes the shared array, with a warning.)
 
 Configuration and tokenizer are copied unchanged.
 """
@@ -25,31 +25,31 @@ from .tensors import MODEL_CONFIG, Weights
 # --- the head ---------------------------------------------------------------------------------------------------------
 
 EMBEDDING, HEAD = "embed_tokens", "lm_head"
-"""The suffixes of the two modules that some models tie, from PEFT's list."""
+"""The names of the two modules that some models tie, as in PEFT."""
 HEAD_WEIGHT = f"{HEAD}.weight"
 
 
 def ties_head(weights: Weights) -> bool:
-    """Return whether config.json ties the head to the embedding, or the class has a head and the files do not."""
+    """Return whether config.json ties the head to the embedding, or the files have no tensor for the class's head."""
     try:
         config = read_json(weights.path.parent / MODEL_CONFIG)
     except FileRefused:
         return False
     tied, classes = config.get("tie_word_embeddings"), str(config.get("architectures"))
-    # Some kinds of model are tied by default.
+    # Some classes of models tie the two by default.
     headless = not any(name.endswith(HEAD_WEIGHT) for name in weights.holder)
     return tied is True or (tied is None and headless and ("ForCausalLM" in classes or "LMHead" in classes))
 
 
 def with_own_head(weights: Weights) -> Weights:
     """Return a tied model's weights with a copy of the embedding as the head, in the files and the index."""
-    if HEAD_WEIGHT in weights.holder:  # some files have it twice
+    if HEAD_WEIGHT in weights.holder:  # some tied models store both
         return weights
     names = [name for name in weights.holder if name.endswith(f"{EMBEDDING}.weight")]
     if len(names) != 1:
-        raise FileRefused(weights.path, f"it has {len(names)} tensors named {EMBEDDING}.weight, expected one to untie")
+        raise FileRefused(weights.path, f"{len(names)} tensors are named {EMBEDDING}.weight, expected exactly one")
     old, spec = weights.holder[names[0]], weights.spec(names[0])
-    new = old.also_named(names[0], HEAD_WEIGHT)
+    new = old.with_copy(names[0], HEAD_WEIGHT)
     holder = {name: new if file is old else file for name, file in weights.holder.items()} | {HEAD_WEIGHT: new}
     files = [new if file is old else file for file in weights.files]
     if weights.index is None:
@@ -67,21 +67,21 @@ def _json(value: Any) -> bytes:
     return json.dumps(value, indent=2, ensure_ascii=False).encode() + b"\n"
 
 
-# --- the companions of the weights ------------------------------------------------------------------------------------
+# --- the other files --------------------------------------------------------------------------------------------------
 
 FURTHER_TEMPLATES = "additional_chat_templates"
-"""The folder of further chat templates, such as ``tool_use.jinja``."""
+"""The folder with further chat templates, such as ``tool_use.jinja``."""
 COPIED = (".json", ".jinja", ".model", ".txt", ".tiktoken", ".py")
-"""The suffixes of files for configuration, generation settings and tokenizer."""
+"""The suffixes of the files with a model's configuration, generation settings and tokenizer."""
 
 
 def companions(folder: Path, *, untied: bool) -> dict[str, Path | bytes]:
-    """Return the other files of a merged folder by name, each as a path to copy or a text to write."""
+    """Return the other files of a merged folder by name: each is a path to copy, or the bytes to write."""
     config, files = read_json(folder / MODEL_CONFIG), {}
     for path in [*sorted(folder.iterdir()), *sorted((folder / FURTHER_TEMPLATES).glob("*.jinja"))]:
-        # Not the index, which is written separately, nor the configuration of an adapter that is merged now.
-        passed = path.name.startswith(".") or path.name.endswith(".index.json") or path.name == CONFIG_NAME
-        if path.suffix in COPIED and not passed and not path.is_dir():
+        # The index is written separately, and an adapter's configuration does not belong in a merged folder.
+        skipped = path.name.startswith(".") or path.name.endswith(".index.json") or path.name == CONFIG_NAME
+        if path.suffix in COPIED and not skipped and not path.is_dir():
             open_regular(path).close()
             _check_within(folder, path)
             files[path.relative_to(folder).as_posix()] = path
@@ -89,12 +89,12 @@ def companions(folder: Path, *, untied: bool) -> dict[str, Path | bytes]:
 
 
 def _check_within(folder: Path, path: Path) -> None:
-    """Require that a link stays in the model's folder or in the hub's cache; other targets may be private."""
-    place, home = path.resolve(), folder.resolve()
+    """Require that a link stays in the model's folder or in the hub's cache; files elsewhere may be private."""
+    target, home = path.resolve(), folder.resolve()
     # In the cache, models--NAME/snapshots/REVISION/FILE links to models--NAME/blobs/HASH.
     cache = home.parents[1] / "blobs" if home.parent.name == "snapshots" else home
-    if not {home, cache} & set(place.parents):
-        raise FileRefused(path, "a link out of the model's folder, whose target would be copied: expected one inside")
+    if not {home, cache} & set(target.parents):
+        raise FileRefused(path, "a link to a file outside the model's folder, which is not copied: expected one inside")
 
 
 def copy_companions(files: Mapping[str, Path | bytes], folder: Path) -> None:

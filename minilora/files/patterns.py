@@ -1,7 +1,7 @@
-"""The matching of modules by a configuration's names and regular expressions, as in PEFT.
+"""Matching of module paths with a configuration's names and regular expressions, as in PEFT.
 
-The engine is Python's `re`, which PEFT uses too. A hostile expression could run for years, so the body of `within_time`
-is stopped after some seconds.
+The engine is Python's `re`, which PEFT uses too. A hostile expression could run for years, so `within_time` stops its
+body after some seconds.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from typing import Any
 from ..texts import named, short
 
 SECONDS = 3.0
-"""The limit on the processor time for all expressions of a configuration, in seconds."""
+"""The limit on the processor time for matching all expressions of a configuration."""
 
 
 @contextmanager
 def within_time() -> Iterator[None]:
-    """Raise a ValueError if the body takes more than `SECONDS`, in the main thread of a system with timers."""
+    """Raise a ValueError if the body takes more than `SECONDS`; this needs the main thread and a system with timers."""
     if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def stop(*_: Any) -> None:
         raise ValueError(
-            f"matching takes more than {SECONDS:g} s. Name the modules by their whole paths, or use simpler and fewer "
+            f"matching takes more than {SECONDS:g} s. Name the modules by their full paths, or use fewer and simpler "
             "regular expressions"
         )
 
@@ -41,11 +41,11 @@ def within_time() -> Iterator[None]:
         signal.signal(signal.SIGVTALRM, before or signal.SIG_DFL)
 
 
-def left_out(
+def exclusions(
     modules: Sequence[str], linear: Iterable[bool], targets: list[str] | str, excludes: list[str] | str,
     layers: list[int] | int, layers_pattern: list[str] | str,
 ) -> Iterator[tuple[str, str]]:  # fmt: skip
-    """Yield each module that PEFT does not adapt, after the configuration's key that excludes it.
+    """Yield each module that PEFT does not adapt, preceded by the key of the configuration that excludes it.
 
     `linear` tells for each module whether "all-linear" includes it. The other arguments are the configuration's values
     of ``target_modules``, ``exclude_modules``, ``layers_to_transform`` and ``layers_pattern``.
@@ -68,7 +68,7 @@ def left_out(
 
 
 def are_named(names: Sequence[str] | str, modules: Iterable[str]) -> list[bool]:
-    """Return whether each module matches: its full path an expression, or its suffix one of the names."""
+    """Return for each module whether its full path matches the expression, or its path ends in one of the names."""
     if isinstance(names, str):
         whole = compiled(names, names)
         return [whole.fullmatch(module) is not None for module in modules]
@@ -77,7 +77,7 @@ def are_named(names: Sequence[str] | str, modules: Iterable[str]) -> list[bool]:
 
 
 def first_matches(patterns: Iterable[str], modules: Sequence[str]) -> list[int | None]:
-    """Return for each module the index of the first pattern that matches its path, or a suffix of it after a dot."""
+    """Return for each module the index of the first pattern that matches its path, or the end of it after a dot."""
     exact = {"^" + re.escape(module): place for place, module in enumerate(modules)}  # as `save_adapter` writes it
     found: list[int | None] = [None] * len(modules)
     for number, pattern in enumerate(patterns):
@@ -93,7 +93,7 @@ def first_matches(patterns: Iterable[str], modules: Sequence[str]) -> list[int |
 
 
 def layer_numbers(names: Sequence[str], modules: Iterable[str]) -> list[int | None]:
-    """Return the layer number of each module, which follows the first pattern that matches."""
+    """Return each module's layer number, which follows the first pattern that matches; None if none does."""
     patterns = [compiled(rf"(?:^|.*?\.){name}\.(?P<layer>\d+)\.", name) for name in names]
     if not names:
         patterns = [re.compile(r".*?\.[^.]*\.(?P<layer>\d+)\.")]
@@ -102,7 +102,7 @@ def layer_numbers(names: Sequence[str], modules: Iterable[str]) -> list[int | No
 
 
 def compiled(expression: str, shown: str) -> re.Pattern[str]:
-    """Compile an expression; an error shows the configuration's text."""
+    """Compile an expression; an error quotes `shown`, the part of it that comes from the configuration."""
     try:
         return re.compile(expression)
     except (re.error, RecursionError, OverflowError) as error:

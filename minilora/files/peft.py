@@ -1,4 +1,4 @@
-"""An adapter's folder in PEFT's layout.
+"""Reader of an adapter's folder in PEFT's layout.
 
 In minilora every adapter is two matrices, lora_A (r, in) and lora_B (out, r), and for DoRA a magnitude. In
 ``adapter_model.safetensors`` each name follows the prefix ``base_model.model.<path>.``:
@@ -12,12 +12,12 @@ conv1d      ``lora_A.weight`` (r, C, K)         ``lora_B.weight`` (out, r, 1)   
 conv2d      ``lora_A.weight`` (r, C, KH, KW)    ``lora_B.weight`` (out, r, 1, 1)    (1, out, 1, 1)
 ==========  ==================================  ==================================  =========================
 
-The number of axes tells the kind. The columns of a convolution's matrix are channel first, so a reshape is enough. For
-arrays of a mixture see `minilora.files.expert_adapters`.
+The number of axes shows the kind. The columns of a convolution's matrix are ordered channel first, so a reshape is
+enough. For arrays of a mixture see `minilora.files.expert_adapters`.
 
-PEFT's ``adapter_config.json`` has about fifty keys. ``adapter_config.schema.json`` next to this file lists them, with
-those that decide what an adapter computes (`CHANGES_NUMBERS`), and the supported values. An unknown key is refused
-unless it is empty or false, since it may change what the adapter computes.
+PEFT's ``adapter_config.json`` has about fifty keys. ``adapter_config.schema.json``, next to this file, lists
+them, marks those that decide what an adapter computes (`CHANGES_NUMBERS`), and gives the supported values. An unknown
+key is refused unless it is empty or false, since it may change what the adapter computes.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ from ..variants.scaling import scaling
 from .disk import parse_json, read_whole
 from .dtypes import FLOATS
 from .expert_adapters import adapted_arrays, check_packing
-from .patterns import first_matches, left_out, within_time
+from .patterns import exclusions, first_matches, within_time
 from .tensors import TensorFile
 
 CONFIG_NAME, WEIGHTS_NAME = "adapter_config.json", "adapter_model.safetensors"
 DIGEST_KEY = "minilora_config_sha256"
-"""The metadata key for the digest of the configuration that belongs to the factors."""
+"""The metadata key for the digest of the configuration that was saved with the factors."""
 NORM_KEY = "minilora_dora_norm_full"
-"""The metadata key for the modules that train DoRA with its full gradient, one path per line; unknown to PEFT."""
+"""The metadata key for the modules whose DoRA trains with the full gradient, one path per line; PEFT ignores it."""
 SYSTEM_KEY = "minilora_system_message"
 """The metadata key for the system message that the adapter was trained with."""
 
@@ -60,7 +60,7 @@ FACTOR_TENSORS = ("lora_A.weight", "lora_B.weight")
 EMBEDDING_FACTORS = ("lora_embedding_A", "lora_embedding_B")
 MAGNITUDE = "lora_magnitude_vector"
 BASE_WEIGHT = "base_layer.weight"
-"""The base's weight, which PEFT saves too if an input or output embedding is adapted (`save_embedding_layers`)."""
+"""The base's weight. PEFT saves it too if an input or output embedding is adapted (`save_embedding_layers`)."""
 _PARTS = "|".join(map(re.escape, (*FACTOR_TENSORS, *EMBEDDING_FACTORS, MAGNITUDE, BASE_WEIGHT)))
 ADAPTER_KEY = re.compile(rf"{re.escape(PREFIX)}(?P<module>.+)\.(?P<part>{_PARTS})", re.DOTALL)
 KERNEL_AXES = {"linear": 0, "conv1d": 1, "conv2d": 2}
@@ -69,13 +69,13 @@ KERNEL_AXES = {"linear": 0, "conv1d": 1, "conv2d": 2}
 
 @dataclass(frozen=True)
 class Form:
-    """The form of one module's adapter in a file."""
+    """The way one module's adapter is stored in a file."""
 
     kind: str = "linear"  # or "embedding", "conv1d", "conv2d", "parameter"
     kernel: tuple[int, ...] = ()  # a convolution's kernel sizes
     dora: bool = False  # whether it has a magnitude
-    place: str = ""  # for a mixture's array: the path of the layer with its adapter in PEFT
-    experts: int = 0  # for a mixture's array: E
+    place: str = ""  # for a mixture's array: the path of the layer that has its adapter in PEFT
+    experts: int = 0  # for a mixture's array: the number of experts E
 
     def keys(self, module: str) -> tuple[str, ...]:
         """Return the names of a module's arrays: A, B and DoRA's magnitude."""
@@ -100,7 +100,7 @@ class Form:
 
 
 def natural(path: str) -> list[str | int]:
-    """Return a sort key for paths with numbers in numeric order: layer 2 comes before layer 10."""
+    """Return a sort key for paths that orders numbers by value: layer 2 comes before layer 10."""
     parts = re.split(r"(\d{1,9})", path)  # names at even indices, numbers at odd ones
     return [int(part) if i % 2 else part for i, part in enumerate(parts)]
 
@@ -125,12 +125,12 @@ Rank = Annotated[int, msgspec.Meta(ge=1, lt=2**31)]
 Alpha = Annotated[float, msgspec.Meta(gt=MIN_ALPHA, lt=MAX_ALPHA)]
 
 
-LEFT_OUT = {
-    "target_modules": "does not name {}, for which there are tensors",
-    "exclude_modules": "names {}, for which there are tensors",
-    "layers_to_transform": "does not name the layer of {}, which has tensors",
+EXCLUSION_MESSAGES = {
+    "target_modules": "does not name {}, although there are tensors for it",
+    "exclude_modules": "names {}, although there are tensors for it",
+    "layers_to_transform": "does not name the layer of {}, although there are tensors for it",
 }
-"""Messages for a key that excludes a module whose tensors are in the file."""
+"""The error for each key that can exclude a module, if the file contains tensors for that module."""
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True):
@@ -139,41 +139,41 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     peft_type: str  # "LORA", the only kind supported
     r: Rank = 8  # for layers that `rank_pattern` does not match
     lora_alpha: Alpha = 8.0  # for layers that `alpha_pattern` does not match
-    rank_pattern: dict[str, Rank] = {}  # exceptions by a regular expression for a suffix; the first match decides
+    rank_pattern: dict[str, Rank] = {}  # exceptions, by a regular expression for a path's end; the first match decides
     alpha_pattern: dict[str, Alpha] = {}  # likewise
     use_rslora: bool = False  # whether the scaling is alpha / sqrt(r) instead of alpha / r
     use_dora: bool = False
     fan_in_fan_out: bool = False  # whether the base weights are stored (in, out) instead of (out, in)
     target_modules: list[Name] | str = ""  # suffixes of the adapted modules' paths, or one regular expression
-    exclude_modules: list[Name] | str = ""  # exclusions, in the same form
+    exclude_modules: list[Name] | str = ""  # modules to exclude again, in the same form
     layers_to_transform: list[int] | int = []  # the layers that `target_modules` applies to; empty for all
     layers_pattern: list[Name] | str = ""  # regular expressions for the part of a path before a layer's number
     target_parameters: list[Name] = []  # suffixes of the adapted arrays' paths
-    peft_version: str | None = None  # the writer's version, which tells how experts' factors are packed
+    peft_version: str | None = None  # the version that wrote it, which shows how experts' factors are packed
 
-    def strengths(self, paths: list[str]) -> dict[str, tuple[int, float]]:
+    def ranks_and_alphas(self, paths: list[str]) -> dict[str, tuple[int, float]]:
         """Return each path's rank and alpha."""
         ranks = by_pattern("rank_pattern", self.rank_pattern, paths, self.r)
         alphas = by_pattern("alpha_pattern", self.alpha_pattern, paths, self.lora_alpha)
         return {path: (rank, alpha) for path, rank, alpha in zip(paths, ranks, alphas, strict=True)}
 
     def check_targets(self, forms: Mapping[str, Form]) -> None:
-        """Require that the configuration adapts each of these modules; PEFT would ignore the others' tensors."""
+        """Require that the configuration adapts each of these modules; PEFT would ignore the tensors of any other."""
         linear = [form.kind == "linear" and not f".{module}".endswith(".lm_head") for module, form in forms.items()]
         keys = (self.target_modules, self.exclude_modules, self.layers_to_transform, self.layers_pattern)
-        for key, module in left_out([*forms], linear, *keys):
-            raise ValueError(f"{key} {LEFT_OUT[key].format(short(module))}")
+        for key, module in exclusions([*forms], linear, *keys):
+            raise ValueError(f"{key} {EXCLUSION_MESSAGES[key].format(short(module))}")
 
     def check_magnitudes(self, forms: Mapping[str, Form]) -> None:
-        """Require a magnitude of all modules, or of none, according to `use_dora`."""
+        """Require that all modules have a magnitude if `use_dora` is set, and none otherwise."""
         for module, form in forms.items():
             if form.dora != self.use_dora:
                 has = "has a" if form.dora else "has no"
-                raise ValueError(f"use_dora is {self.use_dora} for all modules, and {short(module)} {has} {MAGNITUDE}")
+                raise ValueError(f"use_dora is {self.use_dora} for all modules, but {short(module)} {has} {MAGNITUDE}")
 
 
 def by_pattern(key: str, patterns: Mapping[str, Any], paths: list[str], usual: Any) -> list[Any]:
-    """Return each path's value: that of the first pattern that matches it, or else of one that equals the path."""
+    """Return each path's value: that of the first matching pattern, else of a key equal to the path, else `usual`."""
     with named(key):
         numbers = first_matches(patterns, paths)
     values = [*patterns.values()]
@@ -202,7 +202,7 @@ def refusals(config: Mapping[str, Any]) -> Iterator[str]:
         supported = CONFIG_KEYS[key].get("x-supported") if key in CONFIG_KEYS else UNSET
         if supported is not None and not any(_same(value, other) for other in supported):
             name, reason = (
-                (key, CONFIG_KEYS[key]["x-refusal"]) if key in CONFIG_KEYS else (short(key), "this key is not known")
+                (key, CONFIG_KEYS[key]["x-refusal"]) if key in CONFIG_KEYS else (short(key), "this key is unknown")
             )
             yield f"{name} is {short(value)}: {reason}"
 
@@ -213,12 +213,12 @@ def _same(value: Any, other: Any) -> bool:
 
 
 def config_text(config: dict[str, Any]) -> bytes:
-    """Return the text of adapter_config.json."""
+    """Return the bytes of adapter_config.json."""
     return (json.dumps(config, indent=2) + "\n").encode()
 
 
 def config_digest(text: bytes) -> str:
-    """Return the digest of a configuration for the factors' metadata."""
+    """Return the digest of a configuration, which is stored in the factors' metadata."""
     return hashlib.sha256(text).hexdigest()
 
 
@@ -227,10 +227,10 @@ def config_digest(text: bytes) -> str:
 
 @dataclass(frozen=True)
 class AdaptedModule:
-    """One module's adapter, before its arrays are read."""
+    """One module's adapter, whose arrays have not been read."""
 
-    form: Form  # the kind of layer, with the form of the arrays in the file
-    shape: tuple[int, int]  # (out, in) of the matrix that it is made for
+    form: Form  # the kind of layer, and how its arrays are stored
+    shape: tuple[int, int]  # (out, in) of the matrix that it adapts
     rank: int
     alpha: float  # from lora_alpha or alpha_pattern
     use_rslora: bool
@@ -238,18 +238,18 @@ class AdaptedModule:
 
     @property
     def scaling(self) -> float:
-        """The factor of B A."""
+        """The factor s that B A is multiplied by."""
         return scaling(self.alpha, self.rank, use_rslora=self.use_rslora)
 
 
 @dataclass(frozen=True)
 class AdapterFolder:
-    """An adapter on the disk, checked, before its factors are read."""
+    """An adapter on disk that has been checked, but whose factors have not been read."""
 
     config: Config  # adapter_config.json
     file: TensorFile  # adapter_model.safetensors
     modules: dict[str, AdaptedModule]  # by path, in layer order
-    with_base: frozenset[str]  # the modules whose base weight is in the file too
+    with_base: frozenset[str]  # the modules for which the file also contains the base weight
 
     @classmethod
     def open(cls, folder: Path) -> AdapterFolder:
@@ -263,7 +263,7 @@ class AdapterFolder:
         file = TensorFile(weights)
         path = folder / CONFIG_NAME
         text = read_whole(path)
-        file.file.check_unchanged(weights)  # so both files are from one save
+        file.file.check_unchanged(weights)  # so both files come from the same save
         config = read_config(path, text)
         with reading(weights):
             forms = _forms(file)
@@ -272,18 +272,18 @@ class AdapterFolder:
             config.check_magnitudes(forms)
             places = adapted_arrays(forms, config.target_parameters) if config.target_parameters else {}
             if places and config.use_dora:
-                raise ValueError("use_dora is True, and target_parameters has adapters: PEFT has no DoRA for arrays")
+                raise ValueError("use_dora is True, but target_parameters has adapters: PEFT has no DoRA for arrays")
             forms = {module: form for module, form in forms.items() if module not in places.values()}
             config.check_targets(forms)
             forms |= {array: Form("parameter", place=place) for array, place in places.items()}
-            strengths = config.strengths([*forms])
+            rank_alpha = config.ranks_and_alphas([*forms])
             check_packing(config.peft_version, {array: _matrix(file, forms[array], array) for array in places})
         with reading(weights):
             for module, form in forms.items():
-                forms[module] = _checked(file, module, form, strengths[module][0])
+                forms[module] = _checked(file, module, form, rank_alpha[module][0])
             full = _full_norms(file, forms)
         modules = {
-            path: AdaptedModule(form, _matrix(file, form, path), *strengths[path], config.use_rslora, path in full)
+            path: AdaptedModule(form, _matrix(file, form, path), *rank_alpha[path], config.use_rslora, path in full)
             for path, form in sorted(forms.items(), key=lambda item: natural(item[0]))
         }
         with_base = frozenset(
@@ -292,11 +292,11 @@ class AdapterFolder:
         return cls(config, file, modules, with_base)
 
     def warn_of_base(self) -> None:
-        """Warn if the file also has a base weight."""
+        """Warn if the file also contains a base weight."""
         if self.with_base:
             warnings.warn(
-                f"{self.file.path} also holds the base's own weight of {short(min(self.with_base))}, which is not "
-                "loaded: the adapter belongs beside that weight. A merge compares it with the base's",
+                f"{self.file.path} also contains the base weight of {short(min(self.with_base))}, which is not "
+                "loaded: the adapter belongs to that weight. A merge compares it with the base",
                 stacklevel=3,
             )
 
@@ -320,7 +320,7 @@ def _forms(file: TensorFile) -> dict[str, Form]:
             raise ValueError(f"the key {short(key)} does not have the form {PREFIX}<module>.lora_A.weight")
         parts.setdefault(match["module"], set()).add(match["part"])
     if not parts:
-        raise ValueError("it has no tensors")
+        raise ValueError("there are no tensors")
     return {module: _form(file, module, parts[module]) for module in sorted(parts, key=natural)}
 
 
@@ -328,7 +328,7 @@ def _form(file: TensorFile, module: str, parts: set[str]) -> Form:
     """Return the form of a module with exactly one A and one B of the same kind."""
     embedding = bool(parts & {*EMBEDDING_FACTORS})
     if embedding and parts & {*FACTOR_TENSORS}:
-        raise ValueError(f"the module {short(module)} has factors of an embedding and of another layer")
+        raise ValueError(f"the module {short(module)} has factors of both an embedding and another kind of layer")
     form = Form("embedding" if embedding else "linear", dora=MAGNITUDE in parts)
     shape, *_ = (file.tensors[key].shape for key in form.keys(module))  # a missing factor is a KeyError
     if embedding:
@@ -336,19 +336,19 @@ def _form(file: TensorFile, module: str, parts: set[str]) -> Form:
     kinds = [kind for kind, axes in KERNEL_AXES.items() if len(shape) == 2 + axes]
     if not kinds:
         key = short(form.keys(module)[0])
-        raise ValueError(f"{key} has shape {list(shape)}, expected a matrix, or 3 or 4 axes of a convolution")
+        raise ValueError(f"{key} has shape {list(shape)}, expected 2 axes, or 3 or 4 for a convolution")
     return replace(form, kind=kinds[0], kernel=shape[2:])
 
 
 def _checked(file: TensorFile, module: str, form: Form, rank: int) -> Form:
-    """Check the arrays' dtypes and shapes against the rank, and return the form, for a mixture's array with E."""
+    """Check the arrays' dtypes, and their shapes against the rank; return the form, with E for a mixture's array."""
     keys = form.keys(module)
     specs = [file.tensors[key] for key in keys]
     if form.kind == "parameter":
         shape = specs[0].shape
         if len(shape) != 2 or not shape[0] or shape[0] % rank:
             raise ValueError(
-                f"{short(keys[0])} has shape {list(shape)}, expected as many rows for each expert: the rank is {rank}"
+                f"{short(keys[0])} has shape {list(shape)}, expected rows in a multiple of the rank {rank}"
             )
         form, rank = replace(form, experts=shape[0] // rank), shape[0]
     for key, spec in zip(keys, specs, strict=True):
@@ -362,18 +362,18 @@ def _checked(file: TensorFile, module: str, form: Form, rank: int) -> Form:
     for key, spec, expected in zip(keys, specs, form.shapes(rank, out, width), strict=False):
         if spec.shape != expected:
             shapes = f"has shape {list(spec.shape)}, expected {list(expected)}"
-            raise ValueError(f"{short(key)} {shapes} by the rank {rank}")
+            raise ValueError(f"{short(key)} {shapes} for the rank {rank}")
     return form
 
 
 def _matrix(file: TensorFile, form: Form, module: str) -> tuple[int, int]:  # -> (out, in)
-    """Return the numbers of B's outputs and A's inputs."""
+    """Return the shape of the product B A, as a matrix."""
     A, B, *_ = (file.tensors[key].shape for key in form.keys(module))
     return B[0] if B else 0, math.prod(A[1:])
 
 
 def _full_norms(file: TensorFile, forms: Mapping[str, Form]) -> frozenset[str]:
-    """Return the modules in the file's metadata that use DoRA's full gradient."""
+    """Return the modules that use DoRA's full gradient, according to the file's metadata."""
     note = file.metadata.get(NORM_KEY)
     modules = frozenset(note.split("\n") if note is not None else ())
     for module in sorted(modules):
@@ -383,10 +383,10 @@ def _full_norms(file: TensorFile, forms: Mapping[str, Form]) -> frozenset[str]:
 
 
 def _check_of_one_save(text: bytes, file: TensorFile) -> None:
-    """Require that two files of ours are from one save, since no shape shows that alpha belongs to other factors."""
+    """Require that two files of `save_adapter` are from one save: no shape shows that alpha is of other factors."""
     noted = file.metadata.get(DIGEST_KEY)
     if noted is not None and noted != config_digest(text) and config_text(json.loads(text)) == text:
         raise ValueError(
-            f"not the configuration that was saved with {WEIGHTS_NAME}: the two files are of different saves, or one "
-            "was edited. Save the adapter again"
+            f"not the configuration that was saved with {WEIGHTS_NAME}: the two files come from different saves, or "
+            "one was edited. Save the adapter again"
         )

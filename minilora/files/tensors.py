@@ -1,9 +1,9 @@
-"""Tensors in safetensors files: a single file, or a model's shards with their index.
+"""Reader and writer of safetensors files: a single file, or a model's shards with their index.
 
-A file is 8 bytes with the header's length, a header in JSON, and the tensors' bytes in sequence. The library
-`safetensors` validates the header: shapes, types, offsets, overlaps. The tensors are then read with plain reads, in
-whole or in part, to bound the memory: the pages of a memory map of the whole file would count as used. Nothing in a
-file is executed, and pickles are refused.
+A file consists of 8 bytes with the header's length, a header in JSON, and the tensors' bytes in sequence. The library
+`safetensors` validates the header: shapes, types, offsets, overlaps. The tensors are then read with plain reads, as a
+whole or in blocks, to bound the memory: the pages of a memory map would count as used. Nothing in a file is executed,
+and pickles are refused.
 """
 
 from __future__ import annotations
@@ -28,29 +28,29 @@ from .dtypes import FLOATS, cast
 INDEX_NAME, SINGLE_NAME = "model.safetensors.index.json", "model.safetensors"
 MODEL_CONFIG = "config.json"
 NF4_STATE = "quant_state.bitsandbytes__nf4"
-"""The suffix of bitsandbytes' tensor with a weight's quantisation state."""
+"""The suffix of the tensor in which bitsandbytes stores a weight's quantisation state."""
 
 BLOCK_BYTES = 4 << 20
 """The number of bytes of a tensor that are compared, copied or merged at a time."""
 
 DTYPE_NAMES = {dtype.name: name for name, dtype in FLOATS.items()} | {"uint8": "U8"}
-"""The format's names for NumPy dtypes that are written."""
+"""The format's names for the NumPy dtypes that `write_tensors` accepts."""
 
 
-def type_named(name: str) -> np.dtype[Any]:
-    """Return NumPy's dtype for the format's name; for types we only copy, an unsigned integer of the same width."""
+def numpy_dtype(name: str) -> np.dtype[Any]:
+    """Return the NumPy dtype for a name of the format; for types that are only copied, an unsigned integer as wide."""
     digits = "".join(filter(str.isdigit, name.partition("_")[0]))
     return FLOATS.get(name) or np.dtype(f"<u{max(1, int(digits or 8) // 8)}")
 
 
 OTHER_FORMATS = {
-    b"version ": "it is a pointer of Git LFS, in the place of the file ('git lfs pull' gets it)",
-    b"<": "it is a page of HTML, in the place of the file",
-    b"PK": "it is an archive, such as a pickle of torch's",
-    b"GGUF": "it is a .gguf file. For llama.cpp, `minilora export` makes an adapter a file that --lora adds; "
-    "`minilora merge` writes a folder from a file that is named .gguf",
+    b"version ": "it is a Git LFS pointer instead of the file itself ('git lfs pull' fetches the file)",
+    b"<": "it is an HTML page instead of the file itself",
+    b"PK": "it is an archive, such as a pickle saved by torch",
+    b"GGUF": "it is a .gguf file. `minilora export` converts an adapter to a file for llama.cpp's --lora; "
+    "`minilora merge` merges into a file with the suffix .gguf",
 }
-"""Other kinds of files by their first bytes, for messages."""
+"""Descriptions of files of other formats, by their first bytes, for errors."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,7 @@ class TensorFile:
     """A safetensors file with a validated header and its tensors still on the disk; an invalid one is a FileRefused."""
 
     path: Path
-    file: RegularFile  # open while this object lives, so all tensors come from the validated file
+    file: RegularFile  # stays open while this object lives, so all tensors come from the validated file
     header: bytes  # everything before the tensors' bytes
     metadata: dict[str, str]  # the header's metadata, possibly empty
     tensors: dict[str, TensorSpec]  # in file order
@@ -83,7 +83,7 @@ class TensorFile:
                 other = (what for start, what in OTHER_FORMATS.items() if first.startswith(start))
                 raise FileRefused(path, next(other, str(error))) from error
             self.header = first + self.file.read(int.from_bytes(first, "little"))
-        self.file.check_unchanged(self.path)  # so this is the header that the library validated
+        self.file.check_unchanged(self.path)  # so this is the file that the library validated
         entries, data = json.loads(self.header[8:]), len(self.header)
         self.metadata = entries.pop("__metadata__", None) or {}
         specs = {
@@ -93,7 +93,7 @@ class TensorFile:
         self.tensors = dict(sorted(specs.items(), key=lambda item: (item[1].start, item[1].end)))
 
     def read(self, name: str) -> np.ndarray:
-        """Read a tensor of floats; bfloat16 becomes float32, which is exact."""
+        """Read a floating-point tensor; bfloat16 becomes float32, which is exact."""
         spec = self.tensors[name]
         if spec.dtype not in FLOATS:
             raise FileRefused(self.path, f"{short(name)} has dtype {spec.dtype}, expected one of {', '.join(FLOATS)}")
@@ -101,8 +101,8 @@ class TensorFile:
         return cast(numbers, "float32" if numbers.dtype == bfloat16 else numbers.dtype.newbyteorder("="))
 
     def numbers(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
-        """Return a slice of a tensor's flattened numbers, in the dtype from `type_named`."""
-        spec, dtype = self.tensors[name], type_named(self.tensors[name].dtype)
+        """Read a slice of a tensor's entries in row-major order, with the dtype from `numpy_dtype`."""
+        spec, dtype = self.tensors[name], numpy_dtype(self.tensors[name].dtype)
         end = spec.end if stop is None else spec.start + stop * dtype.itemsize
         return self._bytes(spec.start + start * dtype.itemsize, end).view(dtype)
 
@@ -113,15 +113,15 @@ class TensorFile:
             yield self._bytes(start, min(start + BLOCK_BYTES, spec.end))
 
     def _bytes(self, start: int, end: int) -> np.ndarray:
-        """Return the bytes of the file between two offsets."""
+        """Read the bytes of the file between two offsets."""
         with reading(self.path):
             self.file.seek(start)
             raw = np.fromfile(self.file, np.uint8, end - start)
             self.file.check_unchanged()
         return raw
 
-    def also_named(self, name: str, second: str) -> TensorFile:
-        """Return the file with a copy of a tensor under a second name at the end."""
+    def with_copy(self, name: str, second: str) -> TensorFile:
+        """Return a view of the file with a copy of the tensor `name` at its end, named `second`."""
         entries, spec = json.loads(self.header[8:]), self.tensors[name]
         end = max(other.end for other in self.tensors.values()) - len(self.header)
         offsets = [end, end + spec.end - spec.start]
@@ -139,11 +139,11 @@ def same_bytes(first: TensorFile, name: str, other: TensorFile, other_name: str)
     )
 
 
-def in_dtype(array: np.ndarray, dtype: Any, path: Path, reaches: str) -> np.ndarray:
-    """Cast a file's finite numbers to another dtype, and refuse overflow; `reaches` begins the error's text."""
+def in_dtype(array: np.ndarray, dtype: Any, path: Path, subject: str) -> np.ndarray:
+    """Cast a file's finite numbers to another dtype; refuse overflow, with an error that begins with `subject`."""
     rounded = cast(array, np.dtype(dtype).name)
     if rounded.itemsize < array.itemsize and not np.isfinite(rounded).all():
-        raise FileRefused(path, f"{reaches} {float(np.abs(array).max()):g}, which {rounded.dtype} cannot hold")
+        raise FileRefused(path, f"{subject} {float(np.abs(array).max()):g}, which {rounded.dtype} cannot hold")
     return rounded
 
 
@@ -151,7 +151,7 @@ def in_dtype(array: np.ndarray, dtype: Any, path: Path, reaches: str) -> np.ndar
 
 
 def write_tensors(file: BinaryIO, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
-    """Write a safetensors file with the tensors in order; the library's own `save` reorders metadata in each run."""
+    """Write a safetensors file in the given order; the library's own `save` orders metadata differently each time."""
     entries: dict[str, Any] = {"__metadata__": metadata}
     end = 0
     for name, tensor in tensors.items():
@@ -168,7 +168,7 @@ def write_tensors(file: BinaryIO, tensors: Mapping[str, np.ndarray], metadata: M
 
 
 def _header(entries: Mapping[str, Any]) -> bytes:
-    """Return a header with its length, padded to a multiple of 8 bytes."""
+    """Encode a header, preceded by its length and padded to a multiple of 8 bytes."""
     text = json.dumps(entries, ensure_ascii=False, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text
@@ -180,7 +180,7 @@ def _header(entries: Mapping[str, Any]) -> bytes:
 class Index(msgspec.Struct):
     """The index of a model's shards, ``model.safetensors.index.json``."""
 
-    weight_map: dict[str, str]  # the file of each tensor, by name
+    weight_map: dict[str, str]  # the file name of each tensor, by the tensor's name
 
 
 @dataclass(frozen=True)
@@ -194,7 +194,7 @@ class Weights:
 
     @property
     def path(self) -> Path:
-        """The path to show in messages about all weights."""
+        """The path to name in errors about the weights as a whole."""
         return self.index or self.files[0].path
 
     def spec(self, name: str) -> TensorSpec:
@@ -202,12 +202,12 @@ class Weights:
         return self.holder[name].tensors[name]
 
     def read(self, name: str) -> np.ndarray:
-        """Read a tensor of floats."""
+        """Read a floating-point tensor."""
         return self.holder[name].read(name)
 
 
 def open_weights(path: Path) -> Weights:
-    """Open a safetensors file, an index of shards, or a folder with exactly one of the two, since programs differ."""
+    """Open a safetensors file, an index of shards, or a folder with one of the two: programs differ on both."""
     if not os.path.isdir(path):
         return _open_shards(path) if path.suffix == ".json" else _open_single(path)
     if not os.path.exists(path / INDEX_NAME):
@@ -217,7 +217,7 @@ def open_weights(path: Path) -> Weights:
     if os.path.exists(single) and [file.path for file in weights.files] != [single]:
         raise FileRefused(
             single,
-            f"next to {INDEX_NAME}, which names other files: programs differ in which they read. Remove one of them",
+            f"next to {INDEX_NAME}, which lists other files: programs differ in which they read. Remove one of the two",
         )
     return weights
 
@@ -232,14 +232,14 @@ def _open_shards(path: Path) -> Weights:
     index, text = open_regular(path), read_whole(path)
     weight_map = parse_json(path, text, Index).weight_map
     files = {shard: TensorFile(member(path.parent, shard)) for shard in sorted(set(weight_map.values()))}
-    index.check_unchanged(path)  # so the files are from one save
+    index.check_unchanged(path)  # so the files come from the same save
     for name, shard in weight_map.items():
         if name not in files[shard].tensors:
-            raise FileRefused(files[shard].path, f"there is no {short(name)}, which {path.name} lists for this file")
+            raise FileRefused(files[shard].path, f"there is no {short(name)}, although {path.name} lists it")
     # As in transformers, all tensors of a shard belong to the model, even if the index omits them.
     holder = {name: files[shard] for name, shard in weight_map.items()}
     for file in files.values():
         for name in file.tensors:
             if holder.setdefault(name, file) is not file:
-                raise FileRefused(file.path, f"{short(name)} is here and in {holder[name].path.name}: expected once")
+                raise FileRefused(file.path, f"{short(name)} is also in {holder[name].path.name}, expected only one")
     return Weights(list(files.values()), holder, path, text)

@@ -1,6 +1,6 @@
-"""LoftQ: a layer in four bits, with an adapter initialised to the quantisation error.
+"""LoftQ: a layer in four bits, with an adapter that starts with the quantisation error.
 
-Q + s B A should be near W, so each in turn approximates the other's remainder, starting at B A = 0:
+Q + s B A should be close to W, so each term in turn approximates what the other leaves of W, starting with B A = 0:
 
     Q = the quantised W - s B A                          (loftq.1)
     s B A = the best matrix of rank r near W - Q         (loftq.2)     from singular values, as (pissa.1)

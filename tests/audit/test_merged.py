@@ -569,7 +569,7 @@ def test_adapters_of_other_programs_are_looked_for_too(tmp_path, make):
         assert {one["factor"] for one in report.json()["merged"]["modules"]} == {None if times == 1 else times}
 
 
-@pytest.mark.filterwarnings("ignore:.*tie_word_embeddings")
+@pytest.mark.filterwarnings("ignore:.*ties head and embedding")
 @pytest.mark.parametrize("modules", [["model.embed_tokens"], ["lm_head"], ["model.embed_tokens", "lm_head"]])
 def test_a_tied_head_may_become_a_tensor_of_its_own(tmp_path, modules):
     base = adapters.model(tmp_path / "base", tied=True)
@@ -578,7 +578,7 @@ def test_a_tied_head_may_become_a_tensor_of_its_own(tmp_path, modules):
     assert audit(adapter, base, merged=tmp_path / "merged").word == "RIGHT"
 
 
-@pytest.mark.filterwarnings("ignore:.*tie_word_embeddings")
+@pytest.mark.filterwarnings("ignore:.*ties head and embedding")
 @pytest.mark.parametrize(("kind", "word"), [("F32", "RIGHT"), ("BF16", "UNDECIDED")])
 def test_a_head_of_another_type_is_no_second_embedding(tmp_path, kind, word):
     """Nobody asked to change it, though it rounds to the embedding, whose change is lost in bfloat16."""

@@ -96,7 +96,7 @@ def test_ctrl_c_says_which_training_is_kept(small_article, tmp_path, shell, monk
 def test_an_adapter_is_refused_before_the_work(no_work, adapter, shell):
     """Unless it may be replaced, as above."""
     before = contents(adapter)
-    said = f"save {str(adapter)!r} has an adapter: choose another folder, or pass --overwrite"
+    said = f"save {str(adapter)!r} already has an adapter: choose another folder, or pass --overwrite"
     assert shell.refused(f"article --epochs 1 --save {adapter}") == said
     assert contents(adapter) == before
 

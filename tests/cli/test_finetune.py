@@ -380,7 +380,8 @@ def test_an_adapter_is_not_replaced_unless_it_may_be(shell, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr("minilora.language.text.open_regular", lambda path: pytest.fail("something is read"))
         for more in ([], ["--checkpoint", "new"]):
-            assert shell.refused(some, *more) == "save 'a' has an adapter: choose another folder, or pass --overwrite"
+            said = "save 'a' already has an adapter: choose another folder, or pass --overwrite"
+            assert shell.refused(some, *more) == said
             assert shell.out == ""
     assert contents("a") == before
     shell(some, "--checkpoint", "c", "--steps", "3")

@@ -113,7 +113,8 @@ def test_a_stopped_training_gives_way_when_asked(folder, shell, monkeypatch):
     with interrupted(2):
         shell(TYPED, code=130)
     said = (
-        "--seed is 0 there and 5 here. Ask for the same, or name another checkpoint, or start afresh with --overwrite"
+        "--seed is 0 there and 5 here. Use the same configuration, or choose another checkpoint, or start afresh with "
+        "--overwrite"
     )
     assert said in shell.refused(TYPED, "--seed", "5")
     kept = Path("a.checkpoint").read_bytes()
@@ -212,7 +213,7 @@ def test_a_checkpoint_replaces_no_other_trainings_adapter(folder, shell):
     before = contents("precious")
     mine = f"{TYPED} --steps 3 --checkpoint c"
     shell(mine)
-    said = "save 'precious' has an adapter: choose another folder, or pass --overwrite"
+    said = "save 'precious' already has an adapter: choose another folder, or pass --overwrite"
     assert shell.refused(mine, "--save", "precious") == said
     assert contents("precious") == before
     for steps in "34":
@@ -463,7 +464,7 @@ def test_what_no_option_names_is_compared_by_the_arrays(folder, shell, monkeypat
     monkeypatch.setattr(resume, "HASHED_BYTES", 8)
     typed = f"{TYPED} --overwrite --checkpoint c --steps"
     shell(typed, 1)
-    kept, said = Path("c").read_bytes(), "'c' is a checkpoint of another configuration: {} differs. Ask for the same"
+    kept, said = Path("c").read_bytes(), "'c' is a checkpoint with a different configuration: {} differs. Use the same"
     swapped = {b'"a"': b'"!"', b'"b"': b'"a"', b'"!"': b'"b"'}
     for name, what in (("model.safetensors", "the model"), ("tokenizer.json", "the tokenised text")):
         file = Path("model", name)
@@ -474,7 +475,7 @@ def test_what_no_option_names_is_compared_by_the_arrays(folder, shell, monkeypat
         else:
             changed = changed[:-100] + bytes([changed[-100] ^ 1]) + changed[-99:]
         file.write_bytes(changed)
-        assert shell.refused(typed, 2) == f"{said.format(what)}, or name another checkpoint"
+        assert shell.refused(typed, 2) == f"{said.format(what)} the same configuration, or choose another checkpoint"
         assert Path("c").read_bytes() == kept
         file.write_bytes(right)
     shell(typed, 2)
@@ -498,9 +499,9 @@ def test_what_only_one_side_has_is_a_difference(folder, where):
     one = {"there": {}, "here": {}} | {where: {"--new": 1, "frozen['w']": "3 numbers"}}
     kept.check_same({"--old": None}, {"--other": None}, 3)
     said = f"--new is {'1 there and not given here' if where == 'there' else 'not given there and 1 here'}"
-    with pytest.raises(CheckpointError, match=f"of another configuration: {said}; the model differs. Ask for"):
+    with pytest.raises(CheckpointError, match=f"a different configuration: {said}; the model differs. Use the same"):
         kept.check_same(**one)
-    with pytest.raises(CheckpointError, match=r"configuration: --steps is 2 here, but 3 are done there\. Ask for"):
+    with pytest.raises(CheckpointError, match=r"configuration: --steps is 2 here, but 3 are done there\. Use the same"):
         kept.check_same({}, {}, 2)
 
 

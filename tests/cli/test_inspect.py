@@ -70,5 +70,5 @@ def test_a_bases_own_weight_in_the_file_is_said(tmp_path, shell):
     path = tmp_path / "a" / "adapter_model.safetensors"
     save_file(load_file(path) | {"base_model.model.lm_head.base_layer.weight": np.ones((3, 2))}, path)
     assert "lm_head" in shell("inspect", tmp_path / "a")
-    assert "also holds the base's own weight of 'lm_head', which is not loaded" in shell.err
+    assert "also contains the base weight of 'lm_head', which is not loaded" in shell.err
     assert shell.err.count("\n") == 1

@@ -90,7 +90,7 @@ def test_an_adapter_replaces_the_one_before_it(saved, tmp_path):
     folder = variant(saved, tmp_path)
     new = {"other": LoRA(np.ones((1, 3)), np.ones((2, 1)), 2.0)}
     before = contents(folder)
-    with pytest.raises(ValueError, match=r"has an adapter: choose another folder, or pass overwrite=True$"):
+    with pytest.raises(ValueError, match=r"already has an adapter: choose another folder, or pass overwrite=True$"):
         save_adapter(folder, new)
     assert contents(folder) == before
     save_adapter(folder, new, overwrite=True)
@@ -163,7 +163,7 @@ def test_the_configuration_is_what_peft_expects(tmp_path):
 ONE = {"fc": LoRA(np.ones((1, 1)), np.ones((1, 1)), 1)}
 OF_EXPERTS = StackedLoRA(np.ones((2, 1)), np.ones((1, 2)), 1, experts=2)
 A_PATH = "expected a module's path such as 'enc.q_proj'"
-BY_WEIGHT = "expected the weight of a linear layer in layers, without DoRA and lora_dropout"
+BY_WEIGHT = "expected the weight of a linear layer in layers, without DoRA or lora_dropout"
 
 
 @pytest.mark.parametrize(
@@ -174,7 +174,7 @@ BY_WEIGHT = "expected the weight of a linear layer in layers, without DoRA and l
          "layers must be a dict of adapters by module path, such as {'q_proj': adapter}, or what "
          "minilora.adapters(model) returns; got list"),
         ({"fc": 1}, {}, TypeError,
-         "layers['fc'] must be a LoRA or a LoRALinear, got int, for which PEFT's layout of LoRA has no place"),
+         "layers['fc'] must be a LoRA or a LoRALinear, got int, which PEFT's layout of LoRA cannot represent"),
         *[({key: ONE["fc"]}, {}, ValueError, f"layers has the key {key!r}, {A_PATH}")
           for key in ("", "a..b", "a\nb", 3)],
         *[({"fc": LoRA(*factors, 1)}, {}, ValueError, "layers['fc'] holds NaN or infinity")
@@ -189,7 +189,7 @@ BY_WEIGHT = "expected the weight of a linear layer in layers, without DoRA and l
         (ONE, {"overwrite": 1}, TypeError, "overwrite must be True or False, got 1"),
         (ONE, {"base_model": 3}, TypeError, "base_model must be a str, got int"),
         (ONE, {"target_modules": ["f", "xfc"]}, ValueError,
-         "target_modules does not name 'fc', for which there are tensors"),
+         "target_modules does not name 'fc', although there are tensors for it"),
         *[(ONE, {"target_parameters": [name], **more}, ValueError, f"target_parameters names {name!r}, {BY_WEIGHT}")
           for name, more in (("fc", {}), ("fc.bias", {}), ("gc.weight", {}), ("fc.weight", {"lora_dropout": 0.1}))],
         ({"fc": DoRAAdapter(np.ones((1, 1)), np.ones((1, 1)), 1, magnitude=np.ones(1))},

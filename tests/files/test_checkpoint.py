@@ -317,7 +317,7 @@ def assert_refused(file, match, **other):
         ({"lr": {"": 0.01}}, "lr is 0.01 there and {'': 0.01} here"),
         ({"batch_size": 9}, "batch_size is 8 there and 9 here"),
         ({"log_every": 3}, "log_every"),
-        ({"epochs": 6}, "epochs is 6 here, and 7 are done there"),
+        ({"epochs": 6}, "epochs is 6, but the checkpoint has 7"),
         ({"seed": 1}, "rng is 'PCG64 of 0' there and 'PCG64 of 1' here"),
         ({"dtype": "float64"}, "float64"),
         ({"kind": "linear"}, "model is 'LoRALinear' there and 'Linear' here"),
@@ -374,7 +374,7 @@ def test_of_many_differences_the_first_and_last_are_told(tmp_path):
         train(model, X, X, epochs=1, batch_size=4, rng=rng, checkpoint=tmp_path / "c")
 
     fit("float32")
-    with pytest.raises(CheckpointError, match=r"params\['l0.weight'\] is .* \.\.\. .*Ask for the same") as error:
+    with pytest.raises(CheckpointError, match=r"params\['l0.weight'\] is .* \.\.\. .*Use the same") as error:
         fit("float64")
     assert len(str(error.value)) < 1300
 
@@ -391,8 +391,8 @@ def test_a_checkpoint_is_kept_for_its_settings(tmp_path):
     with pytest.raises(CheckpointError) as error:
         checkpoint.Checkpoint(file, {"rank": 2, "more": True, "note": "a"})
     assert str(error.value) == (
-        f"{str(file)!r} is a checkpoint of another configuration: rank is 1 there and 2 here; more is None there and "
-        "True here. Ask for the same, or name another checkpoint"
+        f"{str(file)!r} is a checkpoint with a different configuration: rank is 1 there and 2 here; more is None there "
+        "and True here. Use the same configuration, or choose another checkpoint"
     )
     for fewer in (None, {"rank": 1}):  # noticed when the training starts
         with pytest.raises(CheckpointError, match="note is 'a' there and None here"):
@@ -433,7 +433,7 @@ def test_the_articles_second_checkpoint_is_of_its_layer_and_base(tmp_path, monke
             article.run(**SMALL, checkpoint=tmp_path / "c")
         os.remove(tmp_path / "c")
         before = (tmp_path / "c.adapter").read_bytes()
-        with pytest.raises(CheckpointError, match=f"c.adapter' is a checkpoint of another configuration: .*{said}"):
+        with pytest.raises(CheckpointError, match=f"c.adapter' is a checkpoint with a different.*{said}"):
             article.run(**SMALL, checkpoint=tmp_path / "c")
         assert (tmp_path / "c.adapter").read_bytes() == before
         (tmp_path / "c.adapter").unlink()

@@ -64,11 +64,11 @@ def test_nothing_but_a_regular_file_is_opened(tmp_path, name, reason, read):
 
 def test_a_file_is_read_up_to_a_size(tmp_path, monkeypatch):
     (tmp_path / "a").write_bytes(b"12345")
-    monkeypatch.setattr("minilora.files.disk.MOST_BYTES", 5)
+    monkeypatch.setattr("minilora.files.disk.MAX_FILE_BYTES", 5)
     assert read_whole(tmp_path / "a") == b"12345"
     assert read_start(tmp_path / "a", 2) == b"12"
-    monkeypatch.setattr("minilora.files.disk.MOST_BYTES", 4)
-    with pytest.raises(FileRefused, match=r"larger than 4 bytes, the most that such a file can need$"):
+    monkeypatch.setattr("minilora.files.disk.MAX_FILE_BYTES", 4)
+    with pytest.raises(FileRefused, match=r"larger than 4 bytes, the limit for such a file$"):
         read_whole(tmp_path / "a")
 
 
@@ -250,7 +250,7 @@ def test_a_new_folder_needs_a_place(tmp_path):
         disk.check_new_folder("folder", tmp_path / "no" / "a")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "x").touch()
-    with pytest.raises(ValueError, match=r"exists, expected a folder that is empty or new: a folder is written$"):
+    with pytest.raises(ValueError, match=r"exists, expected an empty or new folder: a folder is written$"):
         disk.check_new_folder("folder", tmp_path / "full")
 
 
@@ -308,7 +308,7 @@ def test_nothing_but_a_regular_file_is_replaced(tmp_path, name, kind):
     before = contents(tmp_path)
     with pytest.raises(ValueError, match="expected a regular file") as error:
         save_adapter(tmp_path / "a", layers(*OLD))
-    assert str(error.value) == f"'{target}' is a {KINDS[kind]}, expected a regular file or a new name"
+    assert str(error.value) == f"'{target}' is a {KINDS[kind]}, expected a regular file or a new path"
     assert contents(tmp_path) == before
 
 
@@ -317,7 +317,7 @@ def test_a_place_that_takes_no_adapter_is_said_in_full(tmp_path, monkeypatch):
     for path in (tmp_path / "file", tmp_path / "file" / "a" / "b"):
         with pytest.raises(ValueError, match="is a file") as error:
             save_adapter(path, layers(*OLD))
-        assert str(error.value) == f"'{path}': '{tmp_path / 'file'}' is a file, expected a folder or a new name"
+        assert str(error.value) == f"'{path}': '{tmp_path / 'file'}' is a file, expected a folder"
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     with pytest.raises(ValueError, match="is not writable") as error:
         save_adapter(tmp_path / "new" / "a", layers(*OLD))

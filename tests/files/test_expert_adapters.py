@@ -127,14 +127,14 @@ def test_other_ranks_and_alphas_are_exceptions_by_path(tmp_path):
 
 EXCHANGED = (
     ": the factors of {!r} are exchanged, as PEFT packed them up to 0.19.0, which is not supported. Merge the adapter "
-    "with the PEFT that wrote it, or train it again"
+    "with the version of PEFT that wrote it, or train it again"
 )
 NOBODY_KNOWS = (
-    ", and nothing else tells which factor of {!r} reads the input: PEFT has exchanged the two after 0.19.0. Add "
-    '"peft_version": "0.19.1" where lora_A is as wide as the input; where it is as wide as the output, merge the '
-    "adapter with the PEFT that wrote it, or train it again"
+    ", and nothing else shows which factor of {!r} reads the input: PEFT exchanged the two after 0.19.0. Add "
+    '"peft_version": "0.19.1" if lora_A is as wide as the input; if it is as wide as the output, merge the '
+    "adapter with the version of PEFT that wrote it, or train it again"
 )
-NEWER = ", and the shapes of gate_up_proj's and down_proj's factors are those of versions up to 0.19.0"
+NEWER = ", but the shapes of gate_up_proj's and down_proj's factors are those of versions up to 0.19.0"
 DOWN = EXCHANGED.format("experts.down_proj")
 UNDECIDED = [({"d": 10, "m": 5}, NAMES[:1]), ({"d": 6, "m": 6}, NAMES[1:2]), ({"d": 6, "m": 5}, NAMES[:1])]
 VERSIONS = [  # the mixture's sizes, the adapted arrays, what is done to the factors, peft_version; what is said of it
@@ -175,14 +175,14 @@ def test_another_layout_of_b_is_refused(tmp_path, layout):
     same(tmp_path, model)
     rewritten(tmp_path, lora_B_layout=layout)
     said = (
-        f"lora_B_layout is '{layout}': experts' factors are supported with the expert as lora_B's fast index, as PEFT "
-        "packs them: reorder lora_B's columns, from e r + k to k E + e"
+        f"lora_B_layout is '{layout}': only PEFT's packing is supported, with the expert as lora_B's fast index: "
+        "move lora_B's columns from e r + k to k E + e"
     )
     with pytest.raises(FileRefused, match=f": {re.escape(said)}$"):
         load_adapter(tmp_path)
 
 
-PAIRS = "there are 2 pairs of factors for arrays of 'experts', and target_parameters names {} of it"
+PAIRS = "there are 2 pairs of factors for arrays of 'experts', but target_parameters names {} there"
 
 
 @pytest.mark.parametrize(
@@ -191,14 +191,14 @@ PAIRS = "there are 2 pairs of factors for arrays of 'experts', and target_parame
         ({"target_parameters": ["experts.down_proj"]}, PAIRS.format(["down_proj"])),
         ({"target_parameters": ["other.w"]}, PAIRS.format([])),
         ({"target_parameters": ["experts.up", "experts.down"]},
-         "target_parameters names ['down', 'up'] of 'experts': the keys cannot be assigned"),
+         "target_parameters names ['down', 'up'] of 'experts': their order is unknown"),
         ({"target_parameters": "experts.down_proj"}, "Expected `array`, got `str` - at `$.target_parameters`"),
         ({"target_parameters": [1]}, "Expected `str`, got `int` - at `$.target_parameters[0]`"),
         ({"target_parameters": []}, "target_modules is [], expected names or a regular expression"),
         ({"r": 5},
-         "'base_model.model.experts.lora_A.weight' has shape [12, 5], expected as many rows for each expert: the rank "
-         "is 5"),
-        ({"use_dora": True}, "use_dora is True for all modules, and 'experts' has no lora_magnitude_vector"),
+         "'base_model.model.experts.lora_A.weight' has shape [12, 5], expected rows in a multiple of the rank "
+         "5"),
+        ({"use_dora": True}, "use_dora is True for all modules, but 'experts' has no lora_magnitude_vector"),
     ],
 )  # fmt: skip
 def test_a_configuration_that_does_not_fit_is_refused(tmp_path, config, message):
@@ -219,7 +219,7 @@ def test_of_the_number_of_experts_the_model_decides(tmp_path):
 def test_two_adapters_of_one_key_are_not_written(tmp_path):
     found = adapters(trained(mixture(), NAMES[2:])) | {"gate": LoRA(np.ones((1, 6)), np.ones((4, 1)), 1)}
     key = "base_model.model.gate.lora_A.weight"
-    with refused(f"layers['gate'] and another layer would both be {key!r} in the file", ValueError):
+    with refused(f"layers['gate'] and another layer have the same key, {key!r}", ValueError):
         save_adapter(tmp_path / "new", found)
     assert not (tmp_path / "new").exists()
 
@@ -241,6 +241,6 @@ def test_dora_of_an_array_is_refused(tmp_path):
     save_adapter(tmp_path, adapters(trained(mixture(), NAMES[1:2])))
     magnitude = {"base_model.model.experts.lora_magnitude_vector": np.ones(6)}
     rewritten(tmp_path, lambda tensors: tensors | magnitude, use_dora=True)
-    said = "use_dora is True, and target_parameters has adapters: PEFT has no DoRA for arrays"
+    said = "use_dora is True, but target_parameters has adapters: PEFT has no DoRA for arrays"
     with refused(f"'{tmp_path / CONFIG}': {said}"):
         load_adapter(tmp_path)

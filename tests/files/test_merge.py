@@ -222,7 +222,7 @@ def test_a_base_is_a_folder_an_index_or_a_file(tmp_path):
         merge_adapter(tmp_path / base, job.adapter, tmp_path / out)
     assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
     shutil.copy(tmp_path / "single" / "model.safetensors", job.base)
-    job.refused(f"base/model.safetensors': next to {INDEX}, which names", out=tmp_path / "out2")
+    job.refused(f"base/model.safetensors': next to {INDEX}, which lists", out=tmp_path / "out2")
     merge_adapter(job.base / INDEX, job.adapter, tmp_path / "again")
     merge_adapter(job.base / "model.safetensors", job.adapter, tmp_path / "alone")
     assert (tmp_path / "alone").read_bytes() == (tmp_path / "one").read_bytes()
@@ -242,9 +242,9 @@ def test_names_that_all_lack_their_first_part_are_found(job):
 
 
 TIED = (
-    "config.json says tie_word_embeddings, and the adapter changes 'model.embed_tokens' alone. A program that ties the "
-    "head to the embedding changes both with the merged checkpoint, and does not compute what the adapter computes "
-    "beside its base: merge the model's folder into a folder"
+    "config.json ties head and embedding, but the adapter changes only 'model.embed_tokens'. A program that ties the "
+    "two will change both, and its results will differ from those of the base with the adapter: merge the model's "
+    "folder into a folder instead"
 )
 SAYS_TIED = '{"tie_word_embeddings": true}'
 
@@ -278,18 +278,17 @@ def test_a_merge_into_a_tied_embedding_is_warned_of(tmp_path, capsys, config, ba
 # --- refusals -------------------------------------------------------------------------------------
 
 QUANTISED, RANGE = "merge into the model that it was quantised from", f"'{Q}': the merged weight is beyond the range of"
-UNSUPPORTED = f"unsupported: {QUANTISED}"
 FITS = "the adapter is for [5, 3] (stored out-in"
 BASES = [  # of an adapter of enc.q_proj, 5 x 3
     ({Q: ones(5, 4)}, f"'{Q}' has shape [5, 4], {FITS})"),
-    ({Q: ones(3, 5)}, f"'{Q}' has shape [3, 5], {FITS}, and the other way round it would fit: see layouts)"),
+    ({Q: ones(3, 5)}, f"'{Q}' has shape [3, 5], {FITS}; the transposed layout would fit: see layouts)"),
     ({Q: ones(15)}, f"'{Q}' has shape [15], {FITS})"),
     *(
-        ({Q: (kind, (5, 3), bytes(15))}, f"{kind}, expected one of F16, BF16, F32, F64: quantised, {UNSUPPORTED}")
+        ({Q: (kind, (5, 3), bytes(15))}, f"{kind}, expected one of F16, BF16, F32, F64: {QUANTISED}")
         for kind in ("I8", "U8")
     ),
     *(
-        ({f"enc.q_proj.{part}": ones(5, 3)}, f": the base is quantised there, which is not supported: {QUANTISED}")
+        ({f"enc.q_proj.{part}": ones(5, 3)}, f"layer of the base is quantised, which is not supported: {QUANTISED}")
         for part in ("qweight", "weight_packed", "weight.absmax")
     ),
     ({"a": ones(1), "d.q_proj.weight": ones(1)}, f"there is no '{Q}', which the adapter changes: there is 'd.q_proj."),
@@ -320,7 +319,7 @@ def test_a_product_that_is_no_number_is_refused(tmp_path, A):
     ("weight_map", "said"),
     [
         *(({Q: f"{way}base.safetensors"}, "plain name") for way in ("../", "/etc/", "..\\")),
-        ({Q: "model.bin"}, "model.bin': it is an archive, such as a pickle of torch's"),
+        ({Q: "model.bin"}, "model.bin': it is an archive, such as a pickle saved by torch"),
         ({}, "there is no 'enc.q_proj.weight', which the adapter changes"),
         ({Q: 3}, "Expected `str`, got `int`"),
     ],
@@ -337,11 +336,11 @@ OUTS = {  # what stands there, by name; what is said of an out of that name
     "same": "is the base itself",
     "adapter/adapter_model.safetensors": "model.safetensors' is a file of the adapter, expected another file",
     "adapter/adapter_config.json": "a file of the adapter",
-    "adapter": "'~/adapter' is a folder, a device or a pipe, expected a regular file or a new name",
+    "adapter": "'~/adapter' is a folder, a device or a pipe, expected a regular file or a new path",
     "no/where": "out '~/no/where': there is no folder '~/no'",
-    "pipe": "expected a regular file or a new name",
-    "link": "expected a regular file or a new name",
-    "dangling": "expected a regular file or a new name",
+    "pipe": "expected a regular file or a new path",
+    "link": "expected a regular file or a new path",
+    "dangling": "expected a regular file or a new path",
 }
 
 
@@ -356,14 +355,14 @@ def test_a_merge_destroys_nothing(job, out):
 
 
 def test_a_folder_takes_shards_where_it_is_empty_or_new(tmp_path, monkeypatch):
-    job, full = Job(tmp_path, sharded=True), "exists, expected a folder that is empty or new: the base has shards"
+    job, full = Job(tmp_path, sharded=True), "exists, expected an empty or new folder: the base has shards"
     (tmp_path / "file").touch()
     (tmp_path / "empty").mkdir()
     (tmp_path / "link").symlink_to("empty")
     for out in (job.adapter, job.base, tmp_path / "file", tmp_path / "link"):
         job.refused(f"out '~/{out.name}' {full}", ValueError, out=out)
     monkeypatch.setattr(os.path, "ismount", lambda path: Path(path).name == "empty")
-    nothing = "is the working folder or a mount point, which cannot be replaced: choose another"
+    nothing = "is the working folder or a mount point, which cannot be replaced: choose a new one"
     job.refused(f"out '~/empty' {nothing}", ValueError, out=tmp_path / "empty")
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path / "empty")

@@ -117,22 +117,22 @@ LAYER = "model.layers.1.mlp.experts"
     ("layout", "change", "message"),
     [
         ("fused", turned_in_all_layers("gate_up_proj", "down_proj"),
-         "'model.layers.0.mlp.experts.down_proj' is stored (E, in, out), as the shapes of the two arrays show "
-         "together: (E, out, in) alone is supported"),
+         "'model.layers.0.mlp.experts.down_proj' is stored (E, in, out), as the shapes of both arrays show: "
+         "only (E, out, in) is supported"),
         ("fused", turned_in_all_layers("down_proj"),
-         "'model.layers.0.mlp.experts.down_proj' has shape [4, 10, 12], expected [4, 12, 10] (of 4 experts, 12 x "
+         "'model.layers.0.mlp.experts.down_proj' has shape [4, 10, 12], expected [4, 12, 10] (4 experts, 12 x "
          "10 each)"),
         ("fused", {f"{LAYER}.down_proj": None},
-         f"there is no '{LAYER}.down_proj', and no tensor for each expert, such as '{LAYER}.0.down_proj.weight'"),
+         f"there is no '{LAYER}.down_proj', nor a tensor for each expert, such as '{LAYER}.0.down_proj.weight'"),
         ("fused", {f"{LAYER}.down_proj": lambda array: array[:-1]},
-         f"'{LAYER}.down_proj' has shape [3, 12, 10], expected [4, 12, 10] (of 4 experts, 12 x 10 each)"),
+         f"'{LAYER}.down_proj' has shape [3, 12, 10], expected [4, 12, 10] (4 experts, 12 x 10 each)"),
         ("fused", {f"{LAYER}.down_proj": lambda array: array[0]},
-         f"'{LAYER}.down_proj' has shape [12, 10], expected [4, 12, 10] (of 4 experts, 12 x 10 each)"),
-        ("each", {f"{LAYER}.2.up_proj.weight": None}, f"there is no '{LAYER}.2.up_proj.weight', of one of 4 experts"),
+         f"'{LAYER}.down_proj' has shape [12, 10], expected [4, 12, 10] (4 experts, 12 x 10 each)"),
+        ("each", {f"{LAYER}.2.up_proj.weight": None}, f"there is no '{LAYER}.2.up_proj.weight', expected 4 experts"),
         ("each", {f"{LAYER}.2.up_proj.weight": lambda array: array[:-1]},
-         f"'{LAYER}.2.up_proj.weight' has shape [9, 12], expected [10, 12] (of 4 experts, 20 x 12 each)"),
+         f"'{LAYER}.2.up_proj.weight' has shape [9, 12], expected [10, 12] (4 experts, 20 x 12 each)"),
         *(("each", {f"{LAYER}.4.{name}.weight": lambda _: np.ones((12, 10), "f4")},
-           f"there is '{LAYER}.4.{name}.weight', expected 4 experts") for name in ("down_proj", "up_proj")),
+           f"there is '{LAYER}.4.{name}.weight', expected only 4 experts") for name in ("down_proj", "up_proj")),
         ("each", {"model.layers.0.mlp.gate.weight": None}, "there is no 'model.layers.0.mlp.gate.weight'"),
     ],
 )  # fmt: skip
@@ -154,7 +154,7 @@ def test_a_square_array_alone_is_refused(tmp_path):
 
     base, ones = {"mlp.experts.down_proj": array(2, 6, 6)}, np.ones((6, 6), "f4")
     layers = {"mlp.experts.down_proj": StackedLoRA(ones, ones, 3, experts=2)}
-    said = r"is square, and nothing shows whether it is stored \(E, out, in\): with the other array its shape would$"
+    said = r"has square matrices, and the other array does not show whether it is stored \(E, out, in\)$"
     with pytest.raises(FileRefused, match=said):
         merged(tmp_path, base, layers)
     assert not (tmp_path / "out.safetensors").exists()

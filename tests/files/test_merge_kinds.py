@@ -102,7 +102,7 @@ def assert_merge_refused(folder, tensors, match, error=FileRefused, **options):
         ({"img.weight": np.ones((5, 2, 3, 4), "i1")}, "I8"),
         (
             {"emb.weight": np.ones((7, 3)) * [1, 1e200, 1]},
-            r"'emb.weight': the weights of an output have the length inf, DoRA divides by it$",
+            r"'emb.weight': the weights of an output have the norm inf, by which DoRA divides$",
         ),
     ],
 )
@@ -111,7 +111,7 @@ def test_a_base_that_the_adapter_does_not_fit_is_refused(saved_dora, tmp_path, c
 
 
 def test_layouts_are_for_linear_layers_alone(saved_dora, tmp_path):
-    match = "layouts has 'emb', .*; it has no linear layer, and only their weights lie in two ways$"
+    match = "layouts has 'emb', .*; it has no linear layers, and only their layout can be chosen$"
     assert_merge_refused(tmp_path, {}, match, ValueError, layouts={"emb": "out-in"})
 
 
@@ -127,12 +127,12 @@ def test_a_base_weight_in_the_adapter_must_be_the_bases(saved_dora, tmp_path):
         save_file({**tensors, EMB + "base_layer.weight": wrong}, saved_dora / WEIGHTS)
         assert_merge_refused(tmp_path, base, "'base_model.model.emb.base_layer.weight' is not the base's 'emb.weight'")
     save_file({**tensors, EMB + "base_layer.weight": weight}, saved_dora / WEIGHTS)
-    said = "which is not loaded: the adapter belongs beside that weight. A merge compares it with the base's$"
-    with pytest.warns(UserWarning, match=f"also holds the base's own weight of 'emb', {said}"):
+    said = "which is not loaded: the adapter belongs to that weight. A merge compares it with the base$"
+    with pytest.warns(UserWarning, match=f"also contains the base weight of 'emb', {said}"):
         loaded = load_adapter(saved_dora)
     for name, factor in (("lora_A", loaded["emb"].lora_A), ("lora_B", loaded["emb"].lora_B)):
         np.testing.assert_array_equal(factor, tensors[EMB + name.replace("lora_", "lora_embedding_")])
-    with pytest.warns(UserWarning, match="own weight of 'emb'"):
+    with pytest.warns(UserWarning, match="base weight of 'emb'"):
         assert [summary.path for summary in inspect_adapter(saved_dora)] == ["emb", "img"]
     merge_adapter(tmp_path / "base.safetensors", saved_dora, tmp_path / "with.safetensors")
     save_file(tensors, saved_dora / WEIGHTS)

@@ -42,7 +42,7 @@ def test_a_merged_folder_is_the_adapted_model(tmp_path, adapter, shards):
         assert (tmp_path / "out" / name).read_bytes() == (base / name).read_bytes()
 
 
-OUT = "a link out of the model's folder, whose target would be copied: expected one inside"
+OUT = "a link to a file outside the model's folder, which is not copied: expected one inside"
 
 
 def link_out(name):
@@ -127,7 +127,7 @@ def test_neither_the_base_nor_the_adapter_is_written_over(tmp_path, adapter, sha
     base = write(tmp_path / "base", shards=shards)
     (tmp_path / "link").symlink_to("base")
     for out in (base, adapter, tmp_path / "link", base / "config.json", base / ".." / "base"):
-        refused(base, adapter, out, "exists, expected a folder that is empty or new: the base is a model's folder")
+        refused(base, adapter, out, "exists, expected an empty or new folder: the base is a model's folder")
     refused(base, adapter, tmp_path / "no" / "out", "there is no folder")
 
 
@@ -151,14 +151,20 @@ def test_a_merge_that_fails_on_its_way_leaves_nothing(tmp_path, adapter, monkeyp
 def test_a_gguf_file_is_known_whatever_its_name(tmp_path, adapter, file, base):
     (tmp_path / file).parent.mkdir(exist_ok=True)
     (tmp_path / file).write_bytes(b"GGUF" + bytes(100))
-    said = f"{file}': it is a .gguf file. For llama.cpp, `minilora export`"
+    said = f"{file}': it is a .gguf file. `minilora export` converts"
     refused(tmp_path / base, adapter, tmp_path / "out", said, FileRefused)
 
 
 def test_a_base_in_four_bits_names_the_way_that_works(tmp_path, adapter):
     base, out = tmp_path / "base", tmp_path / "out"
     save_llama(quantize(of_kind()), base)
-    refused(base, adapter, out, r"once loaded: save_llama\(merge\(attach\(Llama.load\(BASE\), load_adap", FileRefused)
+    refused(
+        base,
+        adapter,
+        out,
+        r"merge with minilora.merge: save_llama\(merge\(attach\(Llama.load\(BASE\), load_adap",
+        FileRefused,
+    )
     model = attach(Llama.load(base), load_adapter(adapter))
     save_llama(merge(model), out)  # as the message says
     np.testing.assert_allclose(Llama.load(out)(IDS), model(IDS), atol=1e-4)
@@ -193,8 +199,10 @@ def test_a_tied_head_that_an_adapter_changes_is_untied(tmp_path, targets, shards
         change(base)
     found = drawn(model, targets, **options)
     save_adapter(tmp_path / "adapter", found)
-    how = " and 'model.embed_tokens' apart" if targets == ["embed_tokens", "lm_head"] else " alone"
-    says = "So the merged model has a head of its own, and its config.json says that the two are not tied"
+    how = (
+        " and 'model.embed_tokens' separately" if targets == ["embed_tokens", "lm_head"] else r" changes only '[\w.]+'"
+    )
+    says = "So the merged model has a separate head, and its config.json no longer ties the two"
     with pytest.warns(UserWarning, match=rf"{how}\. {says}$"):
         changes = merge_adapter(base, tmp_path / "adapter", tmp_path / "out")
     assert {change.module for change in changes} == found.keys()
@@ -230,21 +238,21 @@ def test_a_tied_table_is_known_wherever_it_is(tmp_path):
     (tmp_path / "config.json").write_text('{"tie_word_embeddings": true}')
     adapter = Adapter(np.ones((2, 5), "f4"), np.ones((3, 2), "f4"), 1.0, kind="embedding")
     save_adapter(tmp_path / "a", {"decoder.embed_tokens": adapter})
-    with pytest.warns(UserWarning, match=r"the adapter changes 'decoder\.embed_tokens' alone\. A program that ties"):
+    with pytest.warns(UserWarning, match=r"the adapter changes only 'decoder\.embed_tokens'\. A program that ties"):
         merge_adapter(tmp_path / "model.safetensors", tmp_path / "a", tmp_path / "out", dry_run=True)
 
 
 def test_a_missing_tied_head_is_asked_of_the_folder(tmp_path):
     base = write(tmp_path / "base", tied=True)
     save_adapter(tmp_path / "adapter", drawn(of_kind(True), ["lm_head"]))
-    said = "the head is the embedding there. Merge the model's folder into a folder, which gets a head of its own$"
+    said = "its head is tied to the embedding. Merge the model's folder into a folder, which gets a separate head$"
     refused(base / "model.safetensors", tmp_path / "adapter", tmp_path / "out", said)
     other = {path.replace("0", "7"): adapter for path, adapter in drawn(of_kind(True), ["q_proj"]).items()}
     save_adapter(tmp_path / "other", other)  # of no head
     refused(base / "model.safetensors", tmp_path / "other", tmp_path / "out", r"there is 'model\.layers\.0.*q_proj\.")
     arrays = load_file(base / "model.safetensors")
     save_file(arrays | {"b.embed_tokens.weight": np.ones((2, 3), "f4")}, base / "model.safetensors")
-    said = f"^'{base}/model.safetensors': it has 2 tensors named embed_tokens.weight, expected one to untie$"
+    said = f"^'{base}/model.safetensors': 2 tensors are named embed_tokens.weight, expected exactly one$"
     refused(base, tmp_path / "adapter", tmp_path / "out", said, FileRefused)
 
 

@@ -20,7 +20,8 @@ def test_a_configuration_of_another_save_is_refused(tmp_path):
         save_adapter(tmp_path / str(alpha), {"fc": LoRA(A, B, alpha)})
     shutil.copy(tmp_path / "1.0" / CONFIG, tmp_path / "2.0" / CONFIG)
     other = (
-        f"not the configuration that was saved with {WEIGHTS}: the two files are of different saves, or one was edited"
+        f"not the configuration that was saved with {WEIGHTS}: the two files come from different saves, or one "
+        "was edited"
     )
     with pytest.raises(FileRefused, match=f"config.json': {other}. Save the adapter again$"):
         load_adapter(tmp_path / "2.0")
@@ -43,13 +44,13 @@ WRONG_KEY = "base_model.model.<module>.lora_A.weight"
                 *("base_model.model.modules_to_save.head", "head.lora_A.weight", "x"),
             )
         ),
-        (dict.fromkeys((A, B, *(QUERY + f"lora_{f}.weight" for f in "AB"))), "it has no tensors"),
+        (dict.fromkeys((A, B, *(QUERY + f"lora_{f}.weight" for f in "AB"))), "there are no tensors"),
         ({B: None}, f"there is no '{B}'"),
         ({A: None}, f"there is no '{A}'"),
-        ({B: np.ones((6, 3, 1), "f4")}, f"'{B}' has shape [6, 3, 1], expected [6, 3] by the rank 3"),
-        ({B: np.ones((), "f4")}, f"'{B}' has shape [], expected [0, 3] by the rank 3"),
-        ({A: np.ones((2, 4), "f4")}, f"'{A}' has shape [2, 4], expected [3, 4] by the rank 3"),
-        ({B: np.ones((6, 2), "f4")}, f"'{B}' has shape [6, 2], expected [6, 3] by the rank 3"),
+        ({B: np.ones((6, 3, 1), "f4")}, f"'{B}' has shape [6, 3, 1], expected [6, 3] for the rank 3"),
+        ({B: np.ones((), "f4")}, f"'{B}' has shape [], expected [0, 3] for the rank 3"),
+        ({A: np.ones((2, 4), "f4")}, f"'{A}' has shape [2, 4], expected [3, 4] for the rank 3"),
+        ({B: np.ones((6, 2), "f4")}, f"'{B}' has shape [6, 2], expected [6, 3] for the rank 3"),
         ({A: np.ones((3, 0), "f4")}, f"'{A}' has shape [3, 0], which is empty"),
         ({A: np.ones((3, 4), "i4")}, f"'{A}' has dtype I32, expected one of F16, BF16, F32, F64"),
         ({B: np.ones((6, 3))}, f"'{A}' has dtype F32 and '{B}' has dtype F64"),

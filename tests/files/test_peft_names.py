@@ -249,17 +249,17 @@ A12, B31 = np.ones((1, 12)), np.ones((3, 1))
     ("layers", "message"),
     [
         ({"a": Adapter(A12, B31, 1), "b": DoRAAdapter(A12, B31, 1, magnitude=np.ones(3))},
-         "use_dora is True for all modules, and 'a' has no lora_magnitude_vector"),
+         "use_dora is True for all modules, but 'a' has no lora_magnitude_vector"),
         ({"a": Adapter(A12, B31, 1, kind="conv2d")},
-         "layers['a'] has in = 12 and a kernel of (), which do not fit its kind, 'conv2d'"),
+         "layers['a'] has in = 12 and the kernel (), which do not fit its kind of layer, 'conv2d'"),
         ({"a": Adapter(A12, B31, 1, kind="conv2d", kernel=(3,))},
-         "layers['a'] has in = 12 and a kernel of (3,), which do not fit its kind, 'conv2d'"),
+         "layers['a'] has in = 12 and the kernel (3,), which do not fit its kind of layer, 'conv2d'"),
         ({"a": Adapter(A12, B31, 1, kind="conv1d", kernel=(5,))},
-         "layers['a'] has in = 12 and a kernel of (5,), which do not fit its kind, 'conv1d'"),
+         "layers['a'] has in = 12 and the kernel (5,), which do not fit its kind of layer, 'conv1d'"),
         ({"a": Adapter(A12, B31, 1, kernel=(3,))},
-         "layers['a'] has in = 12 and a kernel of (3,), which do not fit its kind, 'linear'"),
+         "layers['a'] has in = 12 and the kernel (3,), which do not fit its kind of layer, 'linear'"),
         ({"a": Adapter(A12, B31, 1, kind="embedding", kernel=(3,))},
-         "layers['a'] has in = 12 and a kernel of (3,), which do not fit its kind, 'embedding'"),
+         "layers['a'] has in = 12 and the kernel (3,), which do not fit its kind of layer, 'embedding'"),
         ({"a": DoRAAdapter(A12, B31, 1, magnitude=np.array([1, np.nan, 1]))}, "layers['a'] holds NaN or infinity"),
         ({"a": Adapter(np.ones((64, 2)), np.ones((2, 64)), 5e-31, use_rslora=True)},
          "alpha of layers['a'] must be above 1e-30 and below 1e+30, got 5e-31"),
@@ -274,15 +274,16 @@ def test_what_peft_has_no_place_for_is_not_written(tmp_path, layers, message):
 
 
 REFUSED = [  # tensors that take the place of others or, where they are None, leave; ~ is what all keys begin with
-    ({IMG + "lora_magnitude_vector": None}, "use_dora is True for all modules, and 'img' has no lora_magnitude_vector"),
+    ({IMG + "lora_magnitude_vector": None}, "use_dora is True for all modules, but 'img' has no lora_magnitude_vector"),
     ({EMB + "lora_embedding_B": None}, "there is no '~emb.lora_embedding_B'"),
-    ({EMB + "lora_A.weight": np.ones((3, 7))}, "the module 'emb' has factors of an embedding and of another layer"),
+    ({EMB + "lora_A.weight": np.ones((3, 7))},
+     "the module 'emb' has factors of both an embedding and another kind of layer"),
     ({IMG + "lora_magnitude_vector": np.ones(5)},
-     "'~img.lora_magnitude_vector' has shape [5], expected [1, 5, 1, 1] by the rank 2"),
+     "'~img.lora_magnitude_vector' has shape [5], expected [1, 5, 1, 1] for the rank 2"),
     ({EMB + "lora_magnitude_vector": np.ones((1, 3))},
-     "'~emb.lora_magnitude_vector' has shape [1, 3], expected [3] by the rank 3"),
+     "'~emb.lora_magnitude_vector' has shape [1, 3], expected [3] for the rank 3"),
     ({EMB + "lora_magnitude_vector": np.ones(4)},
-     "'~emb.lora_magnitude_vector' has shape [4], expected [3] by the rank 3"),
+     "'~emb.lora_magnitude_vector' has shape [4], expected [3] for the rank 3"),
     ({EMB + "lora_magnitude_vector": np.ones(3, "f4")},
      "'~emb.lora_embedding_A' has dtype F64 and '~emb.lora_magnitude_vector' has dtype F32"),
     ({EMB + "lora_magnitude_vector": np.full(3, np.inf)}, "'~emb.lora_magnitude_vector' holds NaN or infinity"),
@@ -292,24 +293,24 @@ REFUSED = [  # tensors that take the place of others or, where they are None, le
     ({EMB + "base_layer.bias": np.ones(3)},
      "the key '~emb.base_layer.bias' does not have the form ~<module>.lora_A.weight"),
     ({EMB + "lora_embedding_A": np.ones((3, 7, 1))},
-     "'~emb.lora_embedding_A' has shape [3, 7, 1], expected [3, 7] by the rank 3"),
+     "'~emb.lora_embedding_A' has shape [3, 7, 1], expected [3, 7] for the rank 3"),
     ({EMB + "lora_embedding_A": np.ones((7, 3))},
-     "'~emb.lora_embedding_A' has shape [7, 3], expected [3, 3] by the rank 3"),
+     "'~emb.lora_embedding_A' has shape [7, 3], expected [3, 3] for the rank 3"),
     ({IMG + "lora_A.weight": np.ones((3, 2, 3, 4))},
-     "'~img.lora_A.weight' has shape [3, 2, 3, 4], expected [2, 2, 3, 4] by the rank 2"),
+     "'~img.lora_A.weight' has shape [3, 2, 3, 4], expected [2, 2, 3, 4] for the rank 2"),
     ({IMG + "lora_A.weight": np.ones((2, 2, 3, 4, 1))},
-     "'~img.lora_A.weight' has shape [2, 2, 3, 4, 1], expected a matrix, or 3 or 4 axes of a convolution"),
+     "'~img.lora_A.weight' has shape [2, 2, 3, 4, 1], expected 2 axes, or 3 or 4 for a convolution"),
     ({IMG + "lora_A.weight": np.ones(2)},
-     "'~img.lora_A.weight' has shape [2], expected a matrix, or 3 or 4 axes of a convolution"),
+     "'~img.lora_A.weight' has shape [2], expected 2 axes, or 3 or 4 for a convolution"),
     ({IMG + "lora_A.weight": np.ones((2, 2, 0, 4))}, "'~img.lora_A.weight' has shape [2, 2, 0, 4], which is empty"),
     ({IMG + "lora_B.weight": np.ones((5, 2, 1))},
-     "'~img.lora_B.weight' has shape [5, 2, 1], expected [5, 2, 1, 1] by the rank 2"),
+     "'~img.lora_B.weight' has shape [5, 2, 1], expected [5, 2, 1, 1] for the rank 2"),
     ({IMG + "lora_B.weight": np.ones((5, 2, 3, 4))},
-     "'~img.lora_B.weight' has shape [5, 2, 3, 4], expected [5, 2, 1, 1] by the rank 2"),
+     "'~img.lora_B.weight' has shape [5, 2, 3, 4], expected [5, 2, 1, 1] for the rank 2"),
     ({IMG + "lora_B.weight": np.ones((5, 1, 1, 1))},
-     "'~img.lora_B.weight' has shape [5, 1, 1, 1], expected [5, 2, 1, 1] by the rank 2"),
+     "'~img.lora_B.weight' has shape [5, 1, 1, 1], expected [5, 2, 1, 1] for the rank 2"),
     ({IMG + "lora_B.weight": np.ones((5, 2, 1, 3))},
-     "'~img.lora_B.weight' has shape [5, 2, 1, 3], expected [5, 2, 1, 1] by the rank 2"),
+     "'~img.lora_B.weight' has shape [5, 2, 1, 3], expected [5, 2, 1, 1] for the rank 2"),
 ]  # fmt: skip
 
 
@@ -326,7 +327,7 @@ def test_arrays_that_make_no_adapter_of_a_kind_are_refused(saved_dora, change, s
 
 def test_magnitudes_and_the_configuration_must_agree(saved_dora):
     change_json(saved_dora / CONFIG, use_dora=False)
-    with pytest.raises(FileRefused, match=r"use_dora is False for all modules, and 'emb' has a lora_magnitude_vector"):
+    with pytest.raises(FileRefused, match=r"use_dora is False for all modules, but 'emb' has a lora_magnitude_vector"):
         load_adapter(saved_dora)
 
 
@@ -381,7 +382,7 @@ def test_all_linear_names_no_other_layers(tmp_path, shapes, what):
     tensors = {f"base_model.model.{name}": np.ones(shape, "f4") for name, shape in shapes.items()}
     save_file(tensors, tmp_path / WEIGHTS)
     (tmp_path / CONFIG).write_text(json.dumps({"peft_type": "LORA", "r": 2, "target_modules": "all-linear"}))
-    with pytest.raises(FileRefused, match=rf"json': target_modules does not name {what}, for which"):
+    with pytest.raises(FileRefused, match=rf"json': target_modules does not name {what}, although"):
         load_adapter(tmp_path)
     change_json(tmp_path / CONFIG, target_modules=["a", "lm_head"])
     assert len(load_adapter(tmp_path)) == 1

@@ -160,7 +160,7 @@ DOUBTFUL = {  # a base's modules, those that are adapted, the flag; which is ref
         *(GPT2 | {"h.0.attn.q_proj": linear(4, 4)}, {"h.0.attn.c_attn": (4, 12), "h.0.attn.q_proj": (4, 4)}, True),
         *("h.0.attn.q_proj", "in-out"),
     ),
-    "nothing is shown": ({"c": conv1d(4, 4), "s": linear(4, 4)}, {"c": (4, 4), "s": (4, 4)}, True, "c", "nothing"),
+    "nothing is shown": ({"c": conv1d(4, 4), "s": linear(4, 4)}, {"c": (4, 4), "s": (4, 4)}, True, "c", "none"),
     "one name, both kinds": (
         *({"a.p": conv1d(4, 8), "b.p": linear(4, 4), "b.v": linear(4, 6)}, {"a.p": (4, 8), "b.p": (4, 4)}, True),
         *("b.p", "in-out and out-in"),
@@ -184,9 +184,9 @@ def test_a_square_weight_that_the_base_speaks_against_is_refused(tmp_path, modul
         merge(tmp_path)
     assert str(error.value) == (
         f"'{tmp_path}/base.safetensors': '{module}.weight' is square: its shape does not show whether it is stored "
-        f"(out, in) or (in, out). The adapter says fan_in_fan_out = {str(flag).lower()} for all its modules; the base "
-        f"shows {shown} around it. Say which it is: layouts={{'{module}': 'out-in'}} or 'in-out'; on the command line, "
-        f"--layout {module}=out-in"
+        f"(out, in) or (in, out). The adapter has fan_in_fan_out = {str(flag).lower()} for all its modules; the "
+        f"layouts found around it: {shown}. Choose one: layouts={{'{module}': 'out-in'}} or 'in-out'; on the command "
+        f"line, --layout {module}=out-in"
     )
     assert contents(tmp_path) == before
 
@@ -197,7 +197,7 @@ def test_a_caller_says_how_each_weight_lies(tmp_path):
     tensors, layers = write(tmp_path, modules, adapted, True)
     with pytest.raises(FileRefused, match=r"'s\.weight' is square"):
         merge(tmp_path)
-    with pytest.raises(FileRefused, match=r"'t.weight' has shape \[3, 4\].*other way round it would fit"):
+    with pytest.raises(FileRefused, match=r"'t.weight' has shape \[3, 4\].*the transposed layout would fit"):
         merge(tmp_path, layouts={"s": "out-in"})
     after, changes = merge(tmp_path, layouts={"s": "out-in", "t": "out-in"})
     said = {"s": "out-in", "t": "out-in"}

@@ -129,7 +129,7 @@ def test_a_file_that_is_written_in_its_place_is_refused(tmp_path, changed):
     if changed == "its size":
         os.utime(tmp_path / "f", (1, 1))
     for read in (file.read, lambda name: [*file.blocks(name)], file.numbers):
-        with refused(f"'{file.path}': another program modified it while it was read: read it again"):
+        with refused(f"'{file.path}': another program modified it while it was being read: read it again"):
             read("a")
 
 
@@ -141,7 +141,7 @@ def test_another_file_of_one_size_and_time_is_another(tmp_path):
     file.check_unchanged(tmp_path / "f")
     os.replace(tmp_path / "g", tmp_path / "f")
     file.check_unchanged()
-    with refused(f"'{tmp_path / 'f'}': another program modified it while it was read: read it again"):
+    with refused(f"'{tmp_path / 'f'}': another program modified it while it was being read: read it again"):
         file.check_unchanged(tmp_path / "f")
 
 
@@ -153,7 +153,7 @@ def test_the_header_that_was_judged_is_the_one_that_counts(tmp_path):
     save_file({"a": np.ones(1)}, tmp_path / "g")
     with (
         paused_at(3, lambda: os.replace(tmp_path / "g", tmp_path / "f")) as calls,
-        pytest.raises(FileRefused, match=r"another program modified it while it was read: read it again$"),
+        pytest.raises(FileRefused, match=r"another program modified it while it was being read: read it again$"),
     ):
         TensorFile(tmp_path / "f")
     assert calls[2].endswith("safe_open")

@@ -18,9 +18,9 @@ from minilora.files.tensors import (
     SINGLE_NAME,
     TensorFile,
     in_dtype,
+    numpy_dtype,
     open_weights,
     same_bytes,
-    type_named,
     write_tensors,
 )
 
@@ -98,7 +98,7 @@ def test_a_tensor_is_read_in_its_type_but_bfloat16(tmp_path):
     ("name", "size"), [("F8_E4M3", 1), ("F8_E8M0", 1), ("I32", 4), ("U16", 2), ("BOOL", 1), ("F64", 8)]
 )
 def test_a_formats_type_is_as_wide_as_its_name(name, size):
-    assert type_named(name).itemsize == size
+    assert numpy_dtype(name).itemsize == size
 
 
 def test_bytes_come_in_blocks(file, monkeypatch):
@@ -121,7 +121,7 @@ def test_numbers_of_another_kind_are_not_read(file):
 def test_a_file_cut_after_it_was_opened_is_refused(file):
     os.truncate(file.path, file.tensors["a"].end - 1)
     for read in (file.read, lambda name: [*file.blocks(name)]):
-        with pytest.raises(FileRefused, match=r"another program modified it while it was read: read it again$"):
+        with pytest.raises(FileRefused, match=r"another program modified it while it was being read: read it again$"):
             read("a")
 
 
@@ -149,9 +149,9 @@ ENTRY = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
         (b"", "Error while deserializing header: header too small"),
         (bytes([9]) + bytes(15), "Error while deserializing header: invalid header length"),
         (b"\xff" * 40, "Error while deserializing header: header too large"),
-        (b"version https://git-lfs.github.com/spec/v1", "it is a pointer of Git LFS"),
-        (b"<!doctype html>", "it is a page of HTML"),
-        (b"PK\x03\x04" + bytes(20), "it is an archive, such as a pickle of torch's"),
+        (b"version https://git-lfs.github.com/spec/v1", "it is a Git LFS pointer"),
+        (b"<!doctype html>", "it is an HTML page"),
+        (b"PK\x03\x04" + bytes(20), "it is an archive, such as a pickle saved by torch"),
         (bytes([8]) + bytes(15), "Error while deserializing header: "),
         (header({"a": ENTRY | {"data_offsets": [0, 8]}}), "Error while deserializing header: "),
         (header({"a": ENTRY | {"shape": [-1]}}), "Error while deserializing header: "),
@@ -252,19 +252,19 @@ def test_a_tensor_in_two_shards_is_refused(tmp_path, weight_map):
     other, here = (ONE, TWO) if weight_map["a"] == ONE else (TWO, ONE)
     with pytest.raises(FileRefused) as error:
         open_weights(tmp_path)
-    assert str(error.value) == f"'{tmp_path / here}': 'a' is here and in {other}: expected once"
+    assert str(error.value) == f"'{tmp_path / here}': 'a' is also in {other}, expected only one"
 
 
 def test_a_tensor_that_its_shard_lacks_is_refused(tmp_path):
     write_shards(tmp_path, {ONE: {"a": 1}, TWO: {"b": 2}}, {"a": TWO, "b": TWO})
-    with pytest.raises(FileRefused, match=f"{TWO}': there is no 'a', which {INDEX_NAME} lists for this file"):
+    with pytest.raises(FileRefused, match=f"{TWO}': there is no 'a', although {INDEX_NAME} lists it"):
         open_weights(tmp_path)
 
 
 def test_a_single_file_beside_an_index_of_others_is_refused(tmp_path):
     write_shards(tmp_path, {ONE: {"a": 1}})
     save_file({"a": np.ones(2, "f4")}, tmp_path / SINGLE_NAME)
-    said = f"next to {INDEX_NAME}, which names other files: programs differ in which they read. Remove one of them$"
+    said = f"next to {INDEX_NAME}, which lists other files: programs differ in which they read. Remove one of the two$"
     with pytest.raises(FileRefused, match=said):
         open_weights(tmp_path)
     assert open_weights(tmp_path / SINGLE_NAME).files[0].path == tmp_path / SINGLE_NAME

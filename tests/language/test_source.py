@@ -79,9 +79,9 @@ def test_a_bases_own_weight_is_told_and_compared(chats):
     for change, refused in ((0, False), (1, True)):
         key = "base_model.model.model.layers.0.self_attn.q_proj.base_layer.weight"
         save_file(load_file(file) | {key: weight + np.float32(change)}, file)
-        with pytest.warns(UserWarning, match="the base's own weight of 'model.layers.0.self_attn.q_proj'"):
+        with pytest.warns(UserWarning, match="the base weight of 'model.layers.0.self_attn.q_proj'"):
             opened = AdapterSource.open(Path("first"), "float32", backend)
-        with pytest.raises(FileRefused, match="the adapter is of another base") if refused else nullcontext():
+        with pytest.raises(FileRefused, match="the adapter is for another base") if refused else nullcontext():
             opened.attached(model, backend, None)
 
 

@@ -185,7 +185,7 @@ def test_one_of_a_tied_pair_is_refused(model, tmp_path, path):
 def test_an_output_that_could_not_be_written_is_refused_first(model, model_dir, tmp_path):
     save_adapter(tmp_path / "a", drawn(model, 0, ["q_proj"]))
     for out, error, said in (
-        (tmp_path, ValueError, f"'{tmp_path}' is a folder, a device or a pipe, expected a regular file or a new name"),
+        (tmp_path, ValueError, f"'{tmp_path}' is a folder, a device or a pipe, expected a regular file or a new path"),
         (tmp_path / "no" / "a", ValueError, f"out '{tmp_path}/no/a': there is no folder '{tmp_path}/no'"),
         (3, TypeError, "out must be a path, got 3"),
     ):
@@ -251,7 +251,7 @@ def test_a_weight_beside_the_factors_must_be_the_models(model, model_dir, tmp_pa
         said = shell.err.splitlines()
         assert all(text.startswith("minilora: ") and text.isprintable() for text in said)
         assert len(said) == 1 + other
-        assert ("is not the model's 'lm_head': the adapter is of another base" in said[-1]) is other
+        assert ("is not the model's 'lm_head': the adapter is for another base" in said[-1]) is other
     assert (tmp_path / "a.gguf").exists() is not other
     save_llama(quantize(model, "lm_head"), tmp_path / "nf4")  # no number of it is the file's
     assert shell("export", adapter, "--model", tmp_path / "nf4", "-o", tmp_path / "nf4.gguf")

@@ -277,7 +277,7 @@ def test_the_code_books_in_a_file_are_those_that_decode(saved):
 def test_an_adapter_merges_into_four_bits_in_memory_only(model_dir, tmp_path):
     model = adapted(["up_proj"], Llama.load(model_dir))
     save_adapter(tmp_path / "a", adapters(model))
-    with pytest.raises(FileRefused, match="a Llama in NF4 is merged by minilora"):
+    with pytest.raises(FileRefused, match="load a Llama in NF4, and merge with minilora"):
         merge_adapter(model_dir, tmp_path / "a", tmp_path / "out.safetensors")
     assert not (tmp_path / "out.safetensors").exists()
     save_llama(merge(model), tmp_path / "merged")

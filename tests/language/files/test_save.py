@@ -145,7 +145,7 @@ def test_a_gguf_model_is_merged_into_a_folder(tmp_path, file, shell, monkeypatch
     assert shell(command) == f"14 layers merged into {tmp_path}/merged, in float32 and with the tokenizer\n"
     np.testing.assert_allclose(Llama.load(tmp_path / "merged")(IDS), model(IDS), rtol=1e-4, atol=1e-5)
     assert load_tokenizer(tmp_path / "merged").encode("a") == load_tokenizer(file).encode("a")
-    assert "exists, expected a folder that is empty or new" in shell.refused(command)
+    assert "exists, expected an empty or new folder" in shell.refused(command)
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     said = "'.' is the working folder or a mount point, which cannot be replaced"

@@ -416,7 +416,7 @@ DAMAGED = [  # a model, one of its files with its bytes or their number, and the
     ("m", "m/config.json", b"{}", "tokenizer.json': No such file or directory"),
     ("m", "m/tokenizer.json", b"{", "tokenizer.json': Cannot instantiate Tokenizer from buffer: EOF"),
     ("m", "m/tokenizer.json", 1 << 35,
-     "tokenizer.json': larger than 268435456 bytes, the most that such a file can need"),
+     "tokenizer.json': larger than 268435456 bytes, the limit for such a file"),
     ("m.npz", "m.npz", b"", "m.tokenizer.json': No such file or directory"),
     ("m.npz", "m.tokenizer.json", b'{"version": 1, "alphabet": ' + NESTED + b', "merges": []}', "recursion"),
 ]  # fmt: skip
