@@ -200,9 +200,7 @@ def merge(model: Layer, *, requantize: bool = False) -> Any:
     """
     check_model(model)
     requantize, sums = check_flag("requantize", requantize), [0.0, 0.0]
-    if requantize and not any(
-        isinstance(getattr(layer, "base", None), FrozenQuantizedLinear) for _, layer in walk(model)
-    ):
+    if requantize and not any(isinstance(getattr(one, "base", None), FrozenQuantizedLinear) for _, one in walk(model)):
         raise ValueError("requantize=True, and no adapted layer is quantised")
 
     def fold(path: str, layer: Any) -> Any:

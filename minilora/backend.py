@@ -174,7 +174,7 @@ def check_apart(params: Mapping[str, Array]) -> None:
 def check_finite(**arrays: Array) -> None:
     """Require finite numbers. Memory-mapped arrays are not scanned."""
     ends = {
-        name: [a.min(), a.max()] for name, a in arrays.items() if a.dtype.kind == "f" and not isinstance(a, np.memmap)
+        key: [a.min(), a.max()] for key, a in arrays.items() if a.dtype.kind == "f" and not isinstance(a, np.memmap)
     }
     if all_finite([end for pair in ends.values() for end in pair]):  # in the usual case this waits for the device once
         return

@@ -130,11 +130,8 @@ def unknown_keys(adapter: AdapterFile) -> Iterator[Finding]:
 
 def two_saves(adapter: AdapterFile) -> Iterator[Finding]:
     """Find a configuration and factors that minilora saved at different times."""
-    noted, text, path = (
-        adapter.tensors.metadata.get(DIGEST_KEY),
-        config_text(dict(adapter.config or {})),
-        adapter.config_path,
-    )
+    noted, path = adapter.tensors.metadata.get(DIGEST_KEY), adapter.config_path
+    text = config_text(dict(adapter.config or {}))
     if noted is not None and path is not None and path.stat().st_size == len(text) and digest(text) != noted:
         yield Finding(WRONG, "two-saves", "the configuration is not the one that was saved with the factors")
 
@@ -191,7 +188,7 @@ def rank_above_width(adapter: AdapterFile) -> Iterator[Finding]:
     yield from about(NOTE, "rank-above-width", text, above)
 
 
-CONFIG_RULES = (
+RULES = (
     wrong_types, negative_alpha, initialization, unknown_keys, two_saves, missing_type, layout, noted_keys, old_experts,
     rank_above_width,
 )  # fmt: skip

@@ -7,17 +7,7 @@ from contextlib import nullcontext, suppress
 from typing import Any
 
 from ..texts import printable
-from .console import (
-    Defaults,
-    add_backend,
-    check_plot,
-    chosen_backend,
-    path,
-    say,
-    say_goes_on,
-    say_interrupted,
-    write_figure,
-)
+from .console import Defaults, add_backend, check_plot, chosen_backend, path, say, say_kept, say_stopped, write_figure
 
 RUN_SETTINGS = ("rank", "alpha", "epochs", "batch_size", "lr", "seed", "dtype", "checkpoint")
 """The options that `minilora.article.run` accepts under the same names."""
@@ -50,9 +40,7 @@ def add(commands: Any) -> None:
     )
     option("--save", metavar="DIR", type=path, help="write the adapter to this folder, in PEFT's layout")
     option(
-        "--overwrite",
-        action="store_true",
-        help="replace an adapter in the folder of --save, and the file of --plot",
+        "--overwrite", action="store_true", help="replace an adapter in the folder of --save, and the file of --plot"
     )
     option(
         "--checkpoint",
@@ -94,9 +82,9 @@ def run(options: argparse.Namespace) -> int:
         settings = {name: getattr(options, name) for name in RUN_SETTINGS}
         result = article.run(**settings, backend=chosen_backend(options.backend), tell=tell)
     except KeyboardInterrupt:
-        say_interrupted()
+        say_stopped()
         if progress := _kept(options):
-            say_goes_on(f"{progress} is kept", options.typed)
+            say_kept(f"{progress} is kept", options.typed)
         return 130
     if options.save:
         save_adapter(options.save, {"fc": result.adapter}, overwrite=True)

@@ -37,12 +37,12 @@ def say(message: str) -> None:
     print_error(f"minilora: {printable(message)}")
 
 
-def say_interrupted() -> None:
+def say_stopped() -> None:
     """Report on a separate line that Ctrl-C ended the command."""
     print_error("\nminilora: interrupted")
 
 
-def say_goes_on(state: str, typed: list[str]) -> None:
+def say_kept(state: str, typed: list[str]) -> None:
     """Report what is kept of a stopped command, and how to resume it."""
     program = ["python", "-m", "minilora"] if os.path.basename(sys.argv[0]) == "__main__.py" else ["minilora"]
     say(f"{state}; resume with this command:")

@@ -18,8 +18,8 @@ from .console import (
     limit_blas,
     path,
     say,
-    say_goes_on,
-    say_interrupted,
+    say_kept,
+    say_stopped,
     write_figure,
 )
 
@@ -81,12 +81,12 @@ def run(options: argparse.Namespace) -> int:
         check_plot(recipe.plot, [*inputs(recipe), *written_beside(recipe)])
         table = finetune(recipe, chosen_backend(recipe.backend))
     except KeyboardInterrupt:
-        say_interrupted()
-        say_kept(recipe, options.typed)
+        say_stopped()
+        say_kept_training(recipe, options.typed)
         return 130
     except OSError as error:  # for example, of a full disk
         say(str(error))
-        say_kept(recipe, options.typed)
+        say_kept_training(recipe, options.typed)
         return 2
     if recipe.plot is not None:
         from . import figures
@@ -95,7 +95,7 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def say_kept(recipe: Recipe, typed: list[str]) -> None:
+def say_kept_training(recipe: Recipe, typed: list[str]) -> None:
     """Report what is kept of a training that ended early, and the command to resume it."""
     from ..language.finetune import kept_training
     from ..language.source import ModelSource
@@ -105,4 +105,4 @@ def say_kept(recipe: Recipe, typed: list[str]) -> None:
         say(f"nothing is saved in {recipe.kept_in} yet")
     else:
         steps = None if recipe.epochs else recipe.resolved(kept.notes["numbers"]).steps
-        say_goes_on(f"{kept.place(steps)} is kept in {recipe.kept_in}", typed)
+        say_kept(f"{kept.place(steps)} is kept in {recipe.kept_in}", typed)

@@ -23,7 +23,7 @@ from .console import (
     loading,
     path,
     say,
-    say_interrupted,
+    say_stopped,
 )
 
 if TYPE_CHECKING:
@@ -171,7 +171,7 @@ def write_answers(
         except KeyboardInterrupt:
             if not done:
                 raise
-            say_interrupted()
+            say_stopped()
             of_all, status = f" of {len(records):,}", 130
     print(f"{done:,}{of_all} answers written to {printable(str(file))}")
     return status

@@ -349,10 +349,7 @@ def run(options: argparse.Namespace) -> int:
 def add_compare(parser: argparse.ArgumentParser, what: str) -> None:
     """Add the folder argument and ``--compare``."""
     parser.add_argument(
-        "folder",
-        type=path,
-        metavar="DIR",
-        help=f"a new folder for {what}; with --compare, an existing one",
+        "folder", type=path, metavar="DIR", help=f"a new folder for {what}; with --compare, an existing one"
     )
     parser.add_argument("--compare", type=path, metavar="RESULTS", help="judge a program's answers in this folder")
 

@@ -49,15 +49,7 @@ from .memory import (
     parameter_bytes,
 )
 from .recipe import EVAL_SHARE, Recipe, ResolvedRecipe, option_name
-from .resume import (
-    Kept,
-    Notes,
-    TuningCheckpoint,
-    digest_of_adapter,
-    exclusive_lock,
-    identity_of,
-    read_kept,
-)
+from .resume import Kept, Notes, TuningCheckpoint, digest_of_adapter, exclusive_lock, identity_of, read_kept
 from .source import AdapterSource, ModelSource
 from .text import HELD_OUT, check_vocabulary, evaluate_where_it_counts, gradients_at_targets, next_token_loss
 
@@ -177,9 +169,7 @@ def check_together(recipe: Recipe) -> None:
 def check_places(recipe: Recipe) -> None:
     """Require that adapter, checkpoint and log can be written without replacing anything that is read or kept."""
     save, read = real(recipe.save), inputs(recipe)
-    adapter = [
-        (path, "where the adapter goes") for path in (save, *save.parents, save / WEIGHTS_NAME, save / CONFIG_NAME)
-    ]
+    adapter = [(p, "where the adapter goes") for p in (save, *save.parents, save / WEIGHTS_NAME, save / CONFIG_NAME)]
     to_write = written_beside(recipe)
     check_adapter_target(recipe.save)
     if recipe.model is not None:

@@ -18,7 +18,7 @@ from minilora.cli.console import (
     discard,
     flush_or_discard,
     loading,
-    say_goes_on,
+    say_kept,
     warnings_in_lines,
 )
 
@@ -91,7 +91,7 @@ def test_a_command_to_go_on_with_is_told_whole(capsys, monkeypatch):
         ("/x/minilora/__main__.py", ["python", "-m", "minilora"]),
     ):
         monkeypatch.setattr(sys, "argv", [started])
-        say_goes_on("step 7 of 30 is kept", typed)
+        say_kept("step 7 of 30 is kept", typed)
         said, command = capsys.readouterr().err.splitlines()
         assert said == "minilora: step 7 of 30 is kept; resume with this command:"
         assert command.startswith("  " + program[0])

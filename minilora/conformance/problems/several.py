@@ -412,9 +412,7 @@ class CombineProblem(Problem):
             D["linear"] = whole_B @ sum(a * A for (_, a), (*_, A, _) in zip(factors, terms, strict=True))
         U, S, Vt = np.linalg.svd(sum(own.in_svd(w, s) * B @ A for w, s, A, B in terms), full_matrices=False)
         D["svd"] = U * own.sum_values(S, self.rank) @ Vt
-        return {
-            name: np.asarray(own.sum_new(self, scalings, self.new_rank(name)) * change) for name, change in D.items()
-        }
+        return {name: np.asarray(own.sum_new(self, scalings, self.new_rank(name)) * dW) for name, dW in D.items()}
 
     def new_rank(self, name: str) -> int:
         """Return the rank of the new adapter when combined in the given way."""
