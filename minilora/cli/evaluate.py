@@ -7,18 +7,7 @@ import math
 from typing import Any
 
 from ..texts import printable
-from .console import (
-    Defaults,
-    add_backend,
-    add_model,
-    add_quantize,
-    add_system,
-    chosen_backend,
-    given_or_kept,
-    limit_blas,
-    loading,
-    path,
-)
+from . import console
 
 LARGEST_LOSS = 700.0
 """The largest loss with a finite perplexity, exp(loss)."""
@@ -34,22 +23,22 @@ def add(commands: Any) -> None:
             "finetune takes them; with --adapter of the model alone and of the model with the adapter."
         ),
         epilog="example: minilora evaluate unseen.txt --model smollm2 --adapter my-notes",
-        formatter_class=Defaults,
+        formatter_class=console.Defaults,
     )
     option = parser.add_argument
-    option("text", type=path, metavar="FILE", help="a text file in UTF-8, or a .jsonl file of examples")
-    add_model(parser)
-    option("--adapter", type=path, metavar="DIR", help="an adapter of this model, in PEFT's layout")
-    add_system(option, "before each chat that has none")
+    option("text", type=console.path, metavar="FILE", help="a text file in UTF-8, or a .jsonl file of examples")
+    console.add_model(parser)
+    option("--adapter", type=console.path, metavar="DIR", help="an adapter of this model, in PEFT's layout")
+    console.add_system(option, "before each chat that has none")
     option(
         "--length",
         type=int,
         metavar="N",
         help="tokens in a window (default: 128), or the most in an example (default: all)",
     )
-    add_quantize(parser)
-    add_backend(parser)
-    parser.set_defaults(command=run, before_numpy=limit_blas)
+    console.add_quantize(parser)
+    console.add_backend(parser)
+    parser.set_defaults(command=run, before_numpy=console.limit_blas)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -60,13 +49,13 @@ def run(options: argparse.Namespace) -> int:
     from ..language.source import AdapterSource, ModelSource
     from ..language.text import check_vocabulary, evaluate_where_it_counts, next_token_loss
 
-    backend, source = chosen_backend(options.backend), ModelSource(options.model)
+    backend, source = console.chosen_backend(options.backend), ModelSource(options.model)
     adapter = AdapterSource.open(options.adapter, "float32", backend) if options.adapter else None
-    system = given_or_kept(options.system, adapter)
+    system = console.given_or_kept(options.system, adapter)
     data = load_data(options.text, source, options.length, held_out=0, system=system)
     if options.system and not data.chats:
         raise ValueError(f"--system applies to chats, and {str(options.text)!r} has none")
-    with loading(source.name):
+    with console.loading(source.name):
         model = source.load("float32", backend, options.quantize)
     check_vocabulary(data.largest_id, model.lm_head.out_features)
     warn_beyond_context(model, data.X.shape[1], "an example has" if data.example else "a window has")

@@ -8,22 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from ..language.recipe import ADAPTER, OPTION_GROUPS, Recipe, option_name
-from .console import (
-    Defaults,
-    add_backend,
-    add_model,
-    add_quantize,
-    check_plot,
-    chosen_backend,
-    limit_blas,
-    path,
-    say,
-    say_kept,
-    say_stopped,
-    write_figure,
-)
+from . import console
 
-SHARED_OPTIONS = {"model": add_model, "quantize": add_quantize, "backend": add_backend}
+SHARED_OPTIONS = {"model": console.add_model, "quantize": console.add_quantize, "backend": console.add_backend}
 """Options shared with other commands."""
 
 
@@ -40,14 +27,14 @@ def add(commands: Any) -> None:
             'template, where it counts the assistant\'s turns; or {"text": ...}.'
         ),
         epilog="example: minilora finetune notes.txt --model smollm2 --save my-notes",
-        formatter_class=Defaults,
+        formatter_class=console.Defaults,
     )
     by_name = {field.name: field for field in fields(Recipe)}
     for title, names in OPTION_GROUPS.items():
         group = parser.add_argument_group(title)
         for name in names:
             _add_option(group, by_name[name])
-    parser.set_defaults(command=run, before_numpy=limit_blas)
+    parser.set_defaults(command=run, before_numpy=console.limit_blas)
 
 
 def _add_option(group: Any, field: Field[Any]) -> None:
@@ -58,7 +45,7 @@ def _add_option(group: Any, field: Field[Any]) -> None:
     elif field.default is False:
         group.add_argument(option_name(field.name), action="store_true", help=said["help"])
     else:
-        read = path if said["type"] is Path else said["type"]
+        read = console.path if said["type"] is Path else said["type"]
         more = {"metavar": said["metavar"], "choices": said["choices"], "type": read, "help": said["help"]}
         if field.name == "text":
             group.add_argument("text", **more)
@@ -78,20 +65,20 @@ def run(options: argparse.Namespace) -> int:
     recipe = Recipe(**asked)
     keep_pages()
     try:
-        check_plot(recipe.plot, [*inputs(recipe), *written_beside(recipe)])
-        table = finetune(recipe, chosen_backend(recipe.backend))
+        console.check_plot(recipe.plot, [*inputs(recipe), *written_beside(recipe)])
+        table = finetune(recipe, console.chosen_backend(recipe.backend))
     except KeyboardInterrupt:
-        say_stopped()
+        console.say_stopped()
         say_kept_training(recipe, options.typed)
         return 130
     except OSError as error:  # for example, of a full disk
-        say(str(error))
+        console.say(str(error))
         say_kept_training(recipe, options.typed)
         return 2
     if recipe.plot is not None:
         from . import figures
 
-        write_figure(figures.plot_learning(table.rows, table.each_step()), recipe.plot)
+        console.write_figure(figures.plot_learning(table.rows, table.each_step()), recipe.plot)
     return 0
 
 
@@ -100,9 +87,9 @@ def say_kept_training(recipe: Recipe, typed: list[str]) -> None:
     from ..language.finetune import kept_training
     from ..language.source import ModelSource
 
-    kept = kept_training(recipe, ModelSource(recipe.model), chosen_backend(recipe.backend))
+    kept = kept_training(recipe, ModelSource(recipe.model), console.chosen_backend(recipe.backend))
     if kept is None:
-        say(f"nothing is saved in {recipe.kept_in} yet")
+        console.say(f"nothing is saved in {recipe.kept_in} yet")
     else:
         steps = None if recipe.epochs else recipe.resolved(kept.notes["numbers"]).steps
-        say_kept(f"{kept.place(steps)} is kept in {recipe.kept_in}", typed)
+        console.say_kept(f"{kept.place(steps)} is kept in {recipe.kept_in}", typed)

@@ -10,21 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..texts import printable
-from .console import (
-    Defaults,
-    add_backend,
-    add_model,
-    add_quantize,
-    add_system,
-    check_output,
-    chosen_backend,
-    files,
-    given_or_kept,
-    loading,
-    path,
-    say,
-    say_stopped,
-)
+from . import console
 
 if TYPE_CHECKING:
     from ..language.chat import Dialogue, Prompt
@@ -44,26 +30,26 @@ def add(commands: Any) -> None:
             "Ctrl-C leaves the answers so far there."
         ),
         epilog="example: minilora generate 'The capital of France is' --model smollm2",
-        formatter_class=Defaults,
+        formatter_class=console.Defaults,
     )
     option = parser.add_argument
     option("prompt", nargs="?", metavar="PROMPT", help="the text to continue, or the message to answer")
     option(
         "-o",
         "--output",
-        type=path,
+        type=console.path,
         metavar="FILE",
         help="answer each line of the .jsonl file PROMPT, a prompt or messages up to the assistant's last, and write "
         'the lines there with "generated" beside',
     )
-    add_model(parser)
-    option("--adapter", type=path, metavar="DIR", help="an adapter of this model, in PEFT's layout")
+    console.add_model(parser)
+    option("--adapter", type=console.path, metavar="DIR", help="an adapter of this model, in PEFT's layout")
     option(
         "--chat",
         action="store_true",
         help="answer PROMPT, by the model's chat template; or one line after the other, until the input ends",
     )
-    add_system(option, "that stands first in a chat")
+    console.add_system(option, "that stands first in a chat")
     option("--tokens", type=int, default=100, metavar="N", help="the largest number of tokens to generate")
     option(
         "--temperature",
@@ -80,8 +66,8 @@ def add(commands: Any) -> None:
         help="sample from the fewest most likely tokens whose probabilities sum to P",
     )
     option("--seed", type=int, default=0, metavar="N", help="seed of the sampling")
-    add_quantize(parser)
-    add_backend(parser)
+    console.add_quantize(parser)
+    console.add_backend(parser)
     parser.set_defaults(command=run)
 
 
@@ -106,21 +92,21 @@ def run(options: argparse.Namespace) -> int:
     if options.output is not None:
         if options.chat:
             raise ValueError("-o reads prompts and chats from a file, and --chat from the keyboard: use one of them")
-        check_output(options.output, files("the file of prompts", Path(options.prompt or "")), "-o")
+        console.check_output(options.output, console.files("the file of prompts", Path(options.prompt or "")), "-o")
         if options.output.exists():
             raise ValueError(f"-o {str(options.output)!r} already exists, expected a new file")
-    backend, source = chosen_backend(options.backend), ModelSource(options.model)
+    backend, source = console.chosen_backend(options.backend), ModelSource(options.model)
     adapter = AdapterSource.open(options.adapter, "float32", backend) if options.adapter else None
-    tokenizer, system = source.tokenizer, given_or_kept(options.system, adapter)
+    tokenizer, system = source.tokenizer, console.given_or_kept(options.system, adapter)
     records = None if options.output is None else read_prompts(Path(options.prompt), source, system)
     dialogue = Dialogue(source.template, tokenizer, with_system([], system)) if options.chat else None
     asks_chats = options.chat or any("messages" in record for record, _ in records or [])
     if system and options.system is None and asks_chats:
-        say(f"the adapter's system message comes first (--system replaces it): {printable(system, 80)}")
+        console.say(f"the adapter's system message comes first (--system replaces it): {printable(system, 80)}")
     # An unreadable prompt is refused before the model is loaded; a typed one, when it is typed.
     given = options.prompt is not None and records is None
     first = _prompt(options.prompt, dialogue, tokenizer) if given else None
-    with loading(source.name):
+    with console.loading(source.name):
         model = source.load("float32", backend, options.quantize)
         if adapter is not None:
             model = adapter.attached(model, backend, options.quantize)
@@ -153,9 +139,7 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def write_answers(
-    records: list[tuple[dict[str, Any], Prompt]], texts: Callable[[Prompt], Iterator[str]], file: Path
-) -> int:
+def write_answers(records: list[tuple[dict, Prompt]], texts: Callable[[Prompt], Iterator[str]], file: Path) -> int:
     """Write each record with the model's answer to a file, after Ctrl-C those so far; return the exit code."""
     from tqdm import tqdm
 
@@ -171,7 +155,7 @@ def write_answers(
         except KeyboardInterrupt:
             if not done:
                 raise
-            say_stopped()
+            console.say_stopped()
             of_all, status = f" of {len(records):,}", 130
     print(f"{done:,}{of_all} answers written to {printable(str(file))}")
     return status
