@@ -166,9 +166,7 @@ def check_apart(params: Mapping[str, Array]) -> None:
     for (one, p), (other, q) in combinations(params.items(), 2):
         tell = getattr(backend_of(p).xp, "shares_memory", None)
         if p is not q and tell is not None and tell(p, q):
-            raise ValueError(
-                f"params[{one!r}] and params[{other!r}] share memory and are two arrays: give one array both names"
-            )
+            raise ValueError(f"params[{one!r}] and params[{other!r}] share memory: give one array both names")
 
 
 def check_finite(**arrays: Array) -> None:

@@ -123,7 +123,7 @@ def _expert_fault(file: AdapterFile, module: Module, weight: tuple[int, int, int
     """Return the fault in the packing of a mixture's array, or None if it fits and is unambiguous."""
     E, rows, columns = weight
     if module.experts != E:
-        return WRONG, "experts-differ", f"the file is for {counted(module.experts, 'expert')}, but the model has {E}"
+        return WRONG, "experts-differ", f"the adapter is for {counted(module.experts, 'expert')}, but the model has {E}"
     out, width = module.widths or (0, 0)
     sides = f"lora_A has {width} inputs and lora_B {out} outputs, and each expert's weight is {rows} x {columns}"
     if sorted((out, width)) != sorted((rows, columns)):

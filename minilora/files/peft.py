@@ -343,9 +343,7 @@ def _checked(file: TensorFile, module: str, form: Form, rank: int) -> Form:
     if form.kind == "parameter":
         shape = specs[0].shape
         if len(shape) != 2 or not shape[0] or shape[0] % rank:
-            raise ValueError(
-                f"{short(keys[0])} has shape {list(shape)}, expected as many rows for each expert: the rank is {rank}"
-            )
+            raise ValueError(f"{short(keys[0])} has shape {list(shape)}, expected {rank} rows for each expert")
         form, rank = replace(form, experts=shape[0] // rank), shape[0]
     for key, spec in zip(keys, specs, strict=True):
         if 0 in spec.shape:

@@ -32,10 +32,9 @@ from typing import Any
 import numpy as np
 
 from ..texts import short
-from .files.chattemplate import ChatTemplate
+from .files.chattemplate import ChatTemplate, Message, Tools
 from .files.tokens import Tokenizer
 
-Message = Mapping[str, Any]
 Span = tuple[int, int]
 """The span of a part of a text: the indices of its first character and of the one after its last."""
 SPEAKER = "assistant"
@@ -49,7 +48,7 @@ ROLES, UNKNOWN = ("system", "user", "assistant", "tool", "developer"), "nobody-s
 
 
 def encode_chat(
-    messages: Sequence[Message], template: ChatTemplate, tokenizer: Tokenizer, tools: Sequence[Any] | None = None
+    messages: Sequence[Message], template: ChatTemplate, tokenizer: Tokenizer, tools: Tools = None
 ) -> tuple[list[int], np.ndarray]:
     """Return the token ids of a chat, as transformers gives them, and which are in the assistant's turns, (n,) bool.
 
@@ -68,9 +67,7 @@ def encode_chat(
     return ids, counted
 
 
-def write_chat(
-    messages: Sequence[Message], template: ChatTemplate, tools: Sequence[Any] | None = None
-) -> tuple[str, list[Span]]:
+def write_chat(messages: Sequence[Message], template: ChatTemplate, tools: Tools = None) -> tuple[str, list[Span]]:
     """Return a chat as transformers writes it, and the span of each of the assistant's turns."""
     return _written(checked_messages(messages), template, tools)[:2]
 
@@ -122,9 +119,7 @@ def _is_text(part: Any) -> bool:
 # --- the turns ------------------------------------------------------------------------------------------------------
 
 
-def _written(
-    messages: Sequence[Message], template: ChatTemplate, tools: Sequence[Any] | None
-) -> tuple[str, list[Span], bool]:
+def _written(messages: Sequence[Message], template: ChatTemplate, tools: Tools) -> tuple[str, list[Span], bool]:
     """Return a chat as a text, the span of each turn in it, and whether the template itself marks the turns."""
     text, tagged = template.render_with_turns(messages, tools=tools)
     _check_roles(messages, template, tools, text)
@@ -133,9 +128,7 @@ def _written(
     return text, turns, bool(tagged)
 
 
-def _by_prefixes(
-    messages: Sequence[Message], template: ChatTemplate, tools: Sequence[Any] | None, text: str
-) -> list[Span]:
+def _by_prefixes(messages: Sequence[Message], template: ChatTemplate, tools: Tools, text: str) -> list[Span]:
     """Return the span of each of the assistant's turns, found by rendering the first messages of the chat."""
     turns = []
     for i, message in enumerate(messages):
@@ -149,7 +142,7 @@ def _by_prefixes(
     return turns
 
 
-def _up_to_the_end(messages: Sequence[Message], template: ChatTemplate, tools: Sequence[Any] | None) -> str:
+def _up_to_the_end(messages: Sequence[Message], template: ChatTemplate, tools: Tools) -> str:
     """Return the template's text up to the end of a turn."""
     # Phi-3's template writes <|endoftext|> after <|end|> if no answer follows. It ends the chat, not a turn.
     after, end = template.render(messages, tools=tools), template.tokens.get("eos_token")
@@ -181,7 +174,7 @@ def is_control(number: int, tokenizer: Tokenizer) -> bool:
     return not tokenizer.decode([number]) and bool(tokenizer.spell([number]))
 
 
-def _check_roles(messages: Sequence[Message], template: ChatTemplate, tools: Sequence[Any] | None, text: str) -> None:
+def _check_roles(messages: Sequence[Message], template: ChatTemplate, tools: Tools, text: str) -> None:
     """Require known roles if the template would copy any word as a role: the model knows only these."""
     for i, message in enumerate(messages):
         if message["role"] not in ROLES:
@@ -197,7 +190,7 @@ def _check_roles(messages: Sequence[Message], template: ChatTemplate, tools: Seq
 # --- parts without a trace ------------------------------------------------------------------------------------------
 
 
-def _check_traces(messages: Sequence[Message], template: ChatTemplate, tools: Sequence[Any] | None, text: str) -> None:
+def _check_traces(messages: Sequence[Message], template: ChatTemplate, tools: Tools, text: str) -> None:
     """Require that removing any part of a chat changes the text; otherwise the model would not learn that part."""
     # Marks find all contents in one rendering: a system message may equal the template's own default.
     seen = _contents_seen(messages, template, tools)
@@ -230,7 +223,7 @@ def _no_trace(what: str) -> str:
     )
 
 
-def _contents_seen(messages: Sequence[Message], template: ChatTemplate, tools: Sequence[Any] | None) -> set[int]:
+def _contents_seen(messages: Sequence[Message], template: ChatTemplate, tools: Tools) -> set[int]:
     """Return the messages whose content is certainly in the text: a chat with a mark in each content shows them."""
     marks = {i: f"<mark {i} of many>" for i, message in enumerate(messages) if message.get("content")}
     marked = [{**message, "content": marks[i]} if i in marks else message for i, message in enumerate(messages)]
@@ -238,7 +231,7 @@ def _contents_seen(messages: Sequence[Message], template: ChatTemplate, tools: S
     return {i for i, mark in marks.items() if mark in text}
 
 
-def _writes(messages: Sequence[Message], template: ChatTemplate, tools: Sequence[Any] | None) -> str | None:
+def _writes(messages: Sequence[Message], template: ChatTemplate, tools: Tools) -> str | None:
     """Return the template's text for a chat, or None if the template refuses it."""
     try:
         return template.render(messages, tools=tools)
@@ -269,7 +262,7 @@ def _without_each(message: Message) -> Iterator[tuple[str, Message]]:
 
 
 def encode_answering(
-    messages: Sequence[Message], template: ChatTemplate, tokenizer: Tokenizer, tools: Sequence[Any] | None = None
+    messages: Sequence[Message], template: ChatTemplate, tokenizer: Tokenizer, tools: Tools = None
 ) -> tuple[list[int], frozenset[int]]:
     """Return the ids of a chat with the generation prompt, and the tokens that end the answer."""
     text, end = template.render(messages, add_generation_prompt=True, tools=tools), set(tokenizer.end)
@@ -298,9 +291,7 @@ def read_prompt(text: str, tokenizer: Tokenizer) -> Prompt:
     return Prompt([*tokenizer.begin, *ids], text, ids, tokenizer.end)
 
 
-def read_chat(
-    messages: Sequence[Message], template: ChatTemplate, tokenizer: Tokenizer, tools: Sequence[Any] | None = None
-) -> Prompt:
+def read_chat(messages: Sequence[Message], template: ChatTemplate, tokenizer: Tokenizer, tools: Tools = None) -> Prompt:
     """Return a chat whose last message the model should answer; an answer at the end is dropped first."""
     asked = messages[:-1] if messages and messages[-1].get("role") == SPEAKER else messages
     asked = checked_messages([*asked, ANSWER])[:-1]

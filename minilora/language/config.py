@@ -375,9 +375,7 @@ def rope_settings(settings: Mapping[str, Any], base: float) -> dict[str, Any]:
         )
     rope = dict(new or old)
     if nested := [name for name, value in rope.items() if isinstance(value, Mapping)]:
-        raise ValueError(
-            f"the rotary settings hold {short(nested[0])}, one kind of layers: expected one for all layers"
-        )
+        raise ValueError(f"the rotary settings hold {short(nested[0])}, one kind of layer: expected one for all layers")
     if "type" in rope:  # as older files have it
         _agree("rope_type", rope, rope["type"])
     rope.setdefault("rope_type", "default")

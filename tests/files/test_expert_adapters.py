@@ -196,8 +196,7 @@ PAIRS = "there are 2 pairs of factors for arrays of 'experts', and target_parame
         ({"target_parameters": [1]}, "Expected `str`, got `int` - at `$.target_parameters[0]`"),
         ({"target_parameters": []}, "target_modules is [], expected names or a regular expression"),
         ({"r": 5},
-         "'base_model.model.experts.lora_A.weight' has shape [12, 5], expected as many rows for each expert: the rank "
-         "is 5"),
+         "'base_model.model.experts.lora_A.weight' has shape [12, 5], expected 5 rows for each expert"),
         ({"use_dora": True}, "use_dora is True for all modules, and 'experts' has no lora_magnitude_vector"),
     ],
 )  # fmt: skip

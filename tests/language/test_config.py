@@ -156,7 +156,7 @@ SETTINGS = [
     ({"rope_scaling": {"rope_type": "linear", "type": "default", "factor": 4.0}},
      "rope_type is 'linear' in the rotary settings and 'default' next to them"),
     ({"rope_parameters": {"full_attention": {"rope_type": "linear"}}},
-     "the rotary settings hold 'full_attention', one kind of layers: expected one for all layers"),
+     "the rotary settings hold 'full_attention', one kind of layer: expected one for all layers"),
     ({"layer_types": ["full_attention", "sliding_attention"]},
      "layer_types is ['full_attention', 'sliding_attention'], supported: 'full_attention'"),
     ({"hidden_size": "absent"}, "there is no 'hidden_size'"),

@@ -67,9 +67,7 @@ def read_subject(model: Path, adapter: Path) -> Subject:
         raise FileRefused(adapter, "there is no adapter in it: see `minilora audit`")
     start = (file.config or {}).get("init_lora_weights")
     if start not in KEYS["init_lora_weights"]["x-supported"]:
-        raise FileRefused(
-            adapter, f"init_lora_weights is {short(start)}: convert it to an adapter over the original base"
-        )
+        raise FileRefused(adapter, f"init_lora_weights is {short(start)}: convert it to one over the original base")
     if strange := [path for path in file.saved if TRAINABLE_TOKENS in path]:
         raise FileRefused(adapter, f"{short(strange[0])} is not supported by `minilora diagnose`")
     config, arrays = _base(model)

@@ -106,9 +106,7 @@ def _check_quantised_layers(base: Weights, settings: Any, quantised: list[str]) 
         )
         if kept == (name in quantised):
             says, is_so = ("not quantised", "is") if kept else ("quantised", "is not")
-            raise ValueError(
-                f"quantization_config says that {short(linear)} is {says}, and in the file its weight {is_so}"
-            )
+            raise ValueError(f"quantization_config says that {short(linear)} is {says}, but its weight {is_so}")
 
 
 def nf4_tensors(name: str, layer: QuantizedLinear) -> dict[str, np.ndarray]:

@@ -199,7 +199,7 @@ DAMAGES = [  # a part, what becomes of it, and the message with ~ for the name o
     ("quant_map", lambda a: a[::-1], f"FILE: '~.quant_map' {OTHER_NUMBERS}"),
     ("nested_quant_map", lambda a: a + np.nan, f"FILE: '~.nested_quant_map' {OTHER_NUMBERS}"),
     (NF4_STATE, None, f"'m/config.json': quantization_config says that '{WEIGHT.removesuffix('.weight')}' is "
-     "quantised, and in the file its weight is not"),
+     "quantised, but its weight is not"),
 ]  # fmt: skip
 
 
@@ -231,10 +231,10 @@ SAID = [
       ]),
     *(({"llm_int8_skip_modules": names}, f"quantization_config says that {found}")
       for names, found in [
-          (["lm_head", "up_proj"], "'model.layers.0.mlp.up_proj' is not quantised, and in the file its weight is"),
+          (["lm_head", "up_proj"], "'model.layers.0.mlp.up_proj' is not quantised, but its weight is"),
           (["lm_head", "model.layers.1"],
-           "'model.layers.1.self_attn.q_proj' is not quantised, and in the file its weight is"),
-          (["nothing"], "'lm_head' is quantised, and in the file its weight is not"),
+           "'model.layers.1.self_attn.q_proj' is not quantised, but its weight is"),
+          (["nothing"], "'lm_head' is quantised, but its weight is not"),
       ]),
 ]  # fmt: skip
 
