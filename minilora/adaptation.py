@@ -270,8 +270,8 @@ def _start(layer: Any, *, use_rslora: bool, init: str, **numbers: Any) -> tuple[
     """Return a base with a new adapter: PEFT's initialisation, or the base's singular vectors."""
     matrix = _matrix(layer)
     like: Any = first_array(matrix)
-    where: dict[str, Any] = {"dtype": like.dtype, "backend": backend_of(like)}
-    new = LoRA.init(matrix.in_features, matrix.out_features, **numbers, **where)
+    backend = backend_of(like)
+    new = LoRA.init(matrix.in_features, matrix.out_features, **numbers, dtype=like.dtype, backend=backend)
     A, B, start = new.lora_A, new.lora_B, None
     if init == "pissa":
         rest, start = pissa(matrix, rank=new.rank, alpha=new.alpha, use_rslora=use_rslora)
@@ -279,10 +279,7 @@ def _start(layer: Any, *, use_rslora: bool, init: str, **numbers: Any) -> tuple[
         layer.frozen = start.frozen = True
         A, B = start.lora_A.copy(), start.lora_B.copy()
     elif isinstance(layer, Embedding):  # A = 0 and B normal, the reverse
-        A, B = (
-            where["backend"].zeros(A.shape, A.dtype),
-            where["backend"].asarray(numbers["rng"].standard_normal(B.shape), B.dtype),
-        )
+        A, B = backend.zeros(A.shape, A.dtype), backend.asarray(numbers["rng"].standard_normal(B.shape), B.dtype)
     return layer, Adapter(A, B, new.alpha, **place_of(layer), use_rslora=use_rslora, start=start)
 
 

@@ -171,9 +171,7 @@ def check_apart(params: Mapping[str, Array]) -> None:
 
 def check_finite(**arrays: Array) -> None:
     """Require finite numbers. Memory-mapped arrays are not scanned."""
-    ends = {
-        key: [a.min(), a.max()] for key, a in arrays.items() if a.dtype.kind == "f" and not isinstance(a, np.memmap)
-    }
+    ends = {k: [a.min(), a.max()] for k, a in arrays.items() if a.dtype.kind == "f" and not isinstance(a, np.memmap)}
     if all_finite([end for pair in ends.values() for end in pair]):  # in the usual case this waits for the device once
         return
     name = next(name for name, pair in ends.items() if not all_finite(pair))
