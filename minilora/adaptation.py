@@ -200,9 +200,7 @@ def merge(model: Layer, *, requantize: bool = False) -> Any:
     """
     check_model(model)
     requantize, sums = check_flag("requantize", requantize), [0.0, 0.0]
-    if requantize and not any(
-        isinstance(getattr(layer, "base", None), FrozenQuantizedLinear) for _, layer in walk(model)
-    ):
+    if requantize and not any(isinstance(getattr(one, "base", None), FrozenQuantizedLinear) for _, one in walk(model)):
         raise ValueError("requantize=True, and no adapted layer is quantised")
 
     def fold(path: str, layer: Any) -> Any:
@@ -268,14 +266,12 @@ def _replaced(model: Layer, targets: Collection[str], adapted: Callable[[str, An
     return rebuild(model, layer=replaced)
 
 
-def _start(
-    layer: Any, *, rank: int, alpha: float, rng: np.random.Generator, use_rslora: bool, init: str
-) -> tuple[Any, Adapter]:
+def _start(layer: Any, *, use_rslora: bool, init: str, **numbers: Any) -> tuple[Any, Adapter]:
     """Return a base with a new adapter: PEFT's initialisation, or the base's singular vectors."""
     matrix = _matrix(layer)
     like: Any = first_array(matrix)
-    where: dict[str, Any] = {"dtype": like.dtype, "backend": backend_of(like)}
-    new = LoRA.init(matrix.in_features, matrix.out_features, rank=rank, alpha=alpha, rng=rng, **where)
+    backend = backend_of(like)
+    new = LoRA.init(matrix.in_features, matrix.out_features, **numbers, dtype=like.dtype, backend=backend)
     A, B, start = new.lora_A, new.lora_B, None
     if init == "pissa":
         rest, start = pissa(matrix, rank=new.rank, alpha=new.alpha, use_rslora=use_rslora)
@@ -283,17 +279,15 @@ def _start(
         layer.frozen = start.frozen = True
         A, B = start.lora_A.copy(), start.lora_B.copy()
     elif isinstance(layer, Embedding):  # A = 0 and B normal, the reverse
-        A, B = where["backend"].zeros(A.shape, A.dtype), where["backend"].asarray(rng.standard_normal(B.shape), B.dtype)
+        A, B = backend.zeros(A.shape, A.dtype), backend.asarray(numbers["rng"].standard_normal(B.shape), B.dtype)
     return layer, Adapter(A, B, new.alpha, **place_of(layer), use_rslora=use_rslora, start=start)
 
 
-def _start_stacked(
-    layer: StackedLinear, *, rank: int, alpha: float, rng: np.random.Generator, use_rslora: bool
-) -> StackedLoRA:
+def _start_stacked(layer: StackedLinear, *, rank: int, use_rslora: bool, **numbers: Any) -> StackedLoRA:
     """Return new adapters of a stack of weights with PEFT's initialisation: A uniform, B zero."""
     (n_out, n_in), E = layer.shape, layer.experts
     like = layer.weight
-    new = LoRA.init(n_in, n_out, rank=rank * E, alpha=alpha, rng=rng, dtype=like.dtype, backend=backend_of(like))
+    new = LoRA.init(n_in, n_out, rank=rank * E, **numbers, dtype=like.dtype, backend=backend_of(like))
     return StackedLoRA(new.lora_A, new.lora_B, new.alpha, experts=E, use_rslora=use_rslora)
 
 

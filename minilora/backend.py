@@ -166,16 +166,12 @@ def check_apart(params: Mapping[str, Array]) -> None:
     for (one, p), (other, q) in combinations(params.items(), 2):
         tell = getattr(backend_of(p).xp, "shares_memory", None)
         if p is not q and tell is not None and tell(p, q):
-            raise ValueError(
-                f"params[{one!r}] and params[{other!r}] share memory and are two arrays: give one array both names"
-            )
+            raise ValueError(f"params[{one!r}] and params[{other!r}] share memory: give one array both names")
 
 
 def check_finite(**arrays: Array) -> None:
     """Require finite numbers. Memory-mapped arrays are not scanned."""
-    ends = {
-        name: [a.min(), a.max()] for name, a in arrays.items() if a.dtype.kind == "f" and not isinstance(a, np.memmap)
-    }
+    ends = {k: [a.min(), a.max()] for k, a in arrays.items() if a.dtype.kind == "f" and not isinstance(a, np.memmap)}
     if all_finite([end for pair in ends.values() for end in pair]):  # in the usual case this waits for the device once
         return
     name = next(name for name, pair in ends.items() if not all_finite(pair))

@@ -77,9 +77,7 @@ def rows_of_steps(
     for t in steps:
         rows = np.asarray(batches(t))
         if rows.ndim != 1 or rows.dtype.kind not in "iu" or not 1 <= len(rows) <= len(x):
-            raise ValueError(
-                f"batches({t}) has {rows.dtype} {rows.shape}, expected row numbers, from 1 to {len(x)} of them"
-            )
+            raise ValueError(f"batches({t}) has {rows.dtype} {rows.shape}, expected 1 to {len(x)} row numbers")
         if not 0 <= rows.min() <= rows.max() < n:
             raise ValueError(f"batches({t}) holds {rows.min()} to {rows.max()}, expected rows from 0 to {n - 1}")
         yield backend.asarray(rows)

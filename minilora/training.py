@@ -158,9 +158,7 @@ def train(
             try_out(model, *measured, loss, params)
     batch_size, steps = check_batches(batch_size, steps, len(X), batches)
     if not params:
-        raise ValueError(
-            "model has nothing to train: all of it is frozen; put adapters beside its layers with minilora.adapt"
-        )
+        raise ValueError("model has nothing to train: it is frozen; put adapters beside its layers with minilora.adapt")
 
     adam = Adam(params, lr=lr, schedule=schedule, weight_decay=weight_decay, max_grad_norm=max_grad_norm)
     # A round ends when the numbers are checked: after an epoch, or after each step if steps are counted.

@@ -303,7 +303,7 @@ MISTAKES = [
      "ValueError: init must be 'lora' or 'pissa', got 'zero'"),
     # what cannot be trained or adapted, and what to do
     (lambda rng: train(freeze(linear()), X, Y, rng=rng),
-     "ValueError: model has nothing to train: all of it is frozen; put adapters beside its layers with "
+     "ValueError: model has nothing to train: it is frozen; put adapters beside its layers with "
      "minilora.adapt"),
     (lambda rng: adapt(linear(), ["fc1"], rank=1, alpha=1, rng=rng),
      "ValueError: target_modules=['fc1'] names no layer, and the model is one layer, without a name: "

@@ -273,7 +273,7 @@ SETTINGS = [
     (T, {"params": {"p": [0.0]}}, "params['p'] must be an array, got list; convert it with numpy.asarray(params['p'])"),
     (T, {"params": [P]}, "params must be a dict, got list"),
     (V, {"params": {"p": P, "q": P[1:]}},
-     "params['p'] and params['q'] share memory and are two arrays: give one array both names"),
+     "params['p'] and params['q'] share memory: give one array both names"),
 ]  # fmt: skip
 
 

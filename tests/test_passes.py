@@ -134,10 +134,10 @@ def test_without_passes_each_batch_is_drawn_from_the_generator(monkeypatch):
     [
         ([0, 23], "batches(1) holds 0 to 23, expected rows from 0 to 22"),
         ([-1, 3], "batches(1) holds -1 to 3, expected rows from 0 to 22"),
-        ([[0, 1]], "batches(1) has int64 (1, 2), expected row numbers, from 1 to 6 of them"),
-        ([0.5], "batches(1) has float64 (1,), expected row numbers, from 1 to 6 of them"),
-        (range(7), "batches(1) has int64 (7,), expected row numbers, from 1 to 6 of them"),
-        ([], "batches(1) has float64 (0,), expected row numbers, from 1 to 6 of them"),
+        ([[0, 1]], "batches(1) has int64 (1, 2), expected 1 to 6 row numbers"),
+        ([0.5], "batches(1) has float64 (1,), expected 1 to 6 row numbers"),
+        (range(7), "batches(1) has int64 (7,), expected 1 to 6 row numbers"),
+        ([], "batches(1) has float64 (0,), expected 1 to 6 row numbers"),
     ],
 )
 def test_rows_that_are_none_are_refused_before_a_step(rows, message):

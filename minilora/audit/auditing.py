@@ -64,20 +64,18 @@ def audit(
         fitting.check_shapes(file, landed)
     read = {path: numbers.read_numbers(module) for path, module in file.modules.items()}
     found: list[Finding] = [*formats.empty(file), *file.findings, *formats.without_config(file)]
-    found += (finding for rule in numbers.NUMBER_RULES for finding in rule(file, read))
+    found += (finding for rule in numbers.RULES for finding in rule(file, read))
     if landed is None:
         found += landing.wrapped(file)
     else:
-        found += (
-            finding for rule in (*landing.LANDING_RULES, *fitting.FITTING_RULES) for finding in rule(file, landed)
-        )
+        found += (finding for rule in (*landing.RULES, *fitting.RULES) for finding in rule(file, landed))
     found += (finding for rule in contents.rules_of(file) for finding in rule(file, landed))
     if file.is_peft:
-        found += (finding for rule in keys.CONFIG_RULES for finding in rule(file))
+        found += (finding for rule in keys.RULES for finding in rule(file))
     losses: dict[str, MergeLoss | None] | None = None
     if merge and landed is not None:
         losses = changes.losses(file, landed, read)
-        found += (finding for rule in changes.CHANGE_RULES for finding in rule(losses))
+        found += (finding for rule in changes.RULES for finding in rule(losses))
     comparison = None
     if merged is not None and landed is not None:
         comparison = merging.compare_merged(file, landed, open_model(merged), progress=progress)
@@ -141,11 +139,9 @@ class AuditReport(Report):
         if self.landing is None:
             return None
         loss = (self.merged or {}).get(path)
-        return (
-            changes.relative_rms(self.landing, self.adapter.modules[path], self.rms[path])
-            if loss is None
-            else loss.relative
-        )
+        if loss is not None:
+            return loss.relative
+        return changes.relative_rms(self.landing, self.adapter.modules[path], self.rms[path])
 
     def of(self, level: str) -> list[Finding]:
         """Return the findings of one level."""

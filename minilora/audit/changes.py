@@ -262,4 +262,4 @@ def above_weight(merged: Mapping[str, MergeLoss | None]) -> Iterator[Finding]:
     yield from about(NOTE, "change-above-weight", "the change is larger than the weight itself: {names}", large)
 
 
-CHANGE_RULES = (off_axis, above_weight)
+RULES = (off_axis, above_weight)

@@ -119,9 +119,7 @@ def _stored_in_out(landing: Landing, place: str) -> bool | None:
     return are_exchanged(gate_up[1:], down[1:]) if gate_up and down else None
 
 
-def _expert_fault(
-    adapter: AdapterFile, module: Module, weight: tuple[int, int, int], in_out: bool | None
-) -> Fault | None:
+def _expert_fault(file: AdapterFile, module: Module, weight: tuple[int, int, int], in_out: bool | None) -> Fault | None:
     """Return the fault in the packing of a mixture's array, or None if it fits and is unambiguous."""
     E, rows, columns = weight
     if module.experts != E:
@@ -130,14 +128,14 @@ def _expert_fault(
     sides = f"lora_A has {width} inputs and lora_B {out} outputs, and each expert's weight is {rows} x {columns}"
     if sorted((out, width)) != sorted((rows, columns)):
         return WRONG, "shape-differs", sides
-    said = str(adapter.get("peft_version"))
+    said = str(file.get("peft_version"))
     version = version_of(said)
     if rows == columns:
         text = (
             "without a peft_version it is unknown which factor takes the input of a square weight, since PEFT swapped "
             f"the two after 0.19.0: {sides}"
         )
-        return (SUSPICIOUS, "packing-undecided", text) if version is None and adapter.is_peft else None
+        return (SUSPICIOUS, "packing-undecided", text) if version is None and file.is_peft else None
     if in_out is None:
         return None  # either order fits one of the layouts
     exchanged = (out, width) == ((rows, columns) if in_out else (columns, rows))
@@ -200,4 +198,4 @@ def whole_weights(adapter: AdapterFile, landing: Landing) -> Iterator[Finding]:
     yield from about(WRONG, "saved-shape", text, other, shapes=next(iter(other.values()), ""))
 
 
-FITTING_RULES = (misfits, flag, whole_weights)
+RULES = (misfits, flag, whole_weights)

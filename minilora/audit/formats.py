@@ -151,9 +151,7 @@ MLX = Names(
     "{count} that mlx-lm does not know: {names}",
 )
 KOHYA = Names(
-    re.compile(
-        r"(?P<path>.+?)[._](?:lora[._])?(?P<part>lora_down|lora_up|down|up|alpha|dora_scale)(?:\.weight)?", re.S
-    ),
+    re.compile(r"(?P<path>.+?)[._](?:lora[._])?(?P<part>(?:lora_)?(?:down|up)|alpha|dora_scale)(?:\.weight)?", re.S),
     {"lora_down": "A", "down": "A", "lora_up": "B", "up": "B", "alpha": "alpha", "dora_scale": "magnitude"},
     "{count} that no LoRA reader knows: {names}",
 )

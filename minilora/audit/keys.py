@@ -191,7 +191,7 @@ def rank_above_width(adapter: AdapterFile) -> Iterator[Finding]:
     yield from about(NOTE, "rank-above-width", text, above)
 
 
-CONFIG_RULES = (
+RULES = (
     wrong_types, negative_alpha, initialization, unknown_keys, two_saves, missing_type, layout, noted_keys, old_experts,
     rank_above_width,
 )  # fmt: skip

@@ -355,4 +355,4 @@ def tied_head(adapter: AdapterFile, landing: Landing) -> Iterator[Finding]:
     yield from about(NOTE, "tied-head", text, tied if landing.model.tied else ())
 
 
-LANDING_RULES = (misnamed, another_part, lost, other_architecture, tied_head)
+RULES = (misnamed, another_part, lost, other_architecture, tied_head)

@@ -192,9 +192,7 @@ class Comparer:
             self._note(paths, Verdict(SKIPPED, "few-bits", "they are quantised in the merged model"))
             return
         if not paths:
-            verdicts = [
-                v for one, other in zip(base, found, strict=True) if (v := base_difference(one, other)) is not None
-            ]
+            verdicts = [v for a, b in zip(base, found, strict=True) if (v := base_difference(a, b)) is not None]
             self.result.same += not verdicts
             self.result.same_vectors += not verdicts and base[0].columns == 1
             if verdicts:

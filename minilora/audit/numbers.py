@@ -264,15 +264,4 @@ def unused_ranks(adapter: AdapterFile, numbers: Mapping[str, Measured]) -> Itera
     yield from about(NOTE, "rank-unused", text, unused, most=max(unused.values(), default=0))
 
 
-NUMBER_RULES = (
-    half_pairs,
-    misshapen,
-    types,
-    not_finite,
-    unread,
-    zeros,
-    far_larger,
-    implausible,
-    duplicates,
-    unused_ranks,
-)
+RULES = (half_pairs, misshapen, types, not_finite, unread, zeros, far_larger, implausible, duplicates, unused_ranks)

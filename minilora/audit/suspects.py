@@ -61,9 +61,8 @@ class Sample:
         self.roundings, self.known = roundings, known
         count = len(update.left)
         strongest = np.argsort(-update.norms[0], kind="stable")[:SAMPLED_ROWS]
-        self.rows = np.unique(
-            np.concatenate([np.linspace(0, count - 1, min(SAMPLED_ROWS, count)).astype(int), strongest])
-        )
+        spread = np.linspace(0, count - 1, min(SAMPLED_ROWS, count)).astype(int)
+        self.rows = np.union1d(spread, strongest)
         runs = np.split(self.rows, np.flatnonzero(np.diff(self.rows) > 1) + 1)  # each run is one read
         self.W, self.m = (np.concatenate([of.read(run[0], run[-1] + 1) for run in runs]) for of in (base, found))
         self.as_base = acceptable_casts(self.W, self.out)
@@ -113,10 +112,7 @@ def known_strengths(module: Module, adapter: AdapterFile) -> list[tuple[float, s
     root = adapter.get("use_rslora") is True
     known = [(2.0, "twice"), (0.5, "half"), (-1.0, "subtracted instead of added")]
     if root:
-        known += [
-            (r**0.5, "alpha instead of alpha / sqrt(r)"),
-            (r**-0.5, "alpha / r instead of alpha / sqrt(r)"),
-        ]
+        known += [(r**0.5, "alpha instead of alpha / sqrt(r)"), (r**-0.5, "alpha / r instead of alpha / sqrt(r)")]
     else:
         known += [(float(r), "alpha instead of alpha / r"), (r**0.5, "alpha / sqrt(r) instead of alpha / r")]
     known += [(1 / s, "without the scaling"), (s, "with the scaling applied twice")]
@@ -318,12 +314,6 @@ def _measured(sample: Sample) -> Verdict:
         k = float((E * D).sum()) / max(float((D * D).sum()), 1e-300)
         rest = float(np.linalg.norm(E - k * D)) / max(float(np.linalg.norm(W)), 1e-300)
     if abs(k) < 0.1:
-        return Verdict(
-            WRONG,
-            "other-weights",
-            "changed, but not by this adapter: by {rest} of the weight",
-            k,
-            rest,
-        )
+        return Verdict(WRONG, "other-weights", "changed, but not by this adapter: by {rest} of the weight", k, rest)
     text = "changed by more than the adapter: its change is there {k} times, plus {rest} of the weight"
     return Verdict(WRONG, "other-weights", text, k, rest)

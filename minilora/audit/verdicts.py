@@ -96,9 +96,7 @@ def _exchanged(paths: list[str], modules: dict[str, Verdict]) -> str:
 
 def fill_in(text: str, verdicts: Sequence[Verdict]) -> str:
     """Return a verdict's text with {k} and {rest} replaced by the range of these numbers over all verdicts."""
-    factors, rests = (
-        [getattr(v, name) for v in verdicts if getattr(v, name) is not None] for name in ("factor", "rest")
-    )
+    factors, rests = ([x for v in verdicts if (x := getattr(v, name)) is not None] for name in ("factor", "rest"))
     return text.replace("{k}", _between(factors, "{:.3g}")).replace("{rest}", _between(rests, "{:.1%}"))
 
 

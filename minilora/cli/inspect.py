@@ -11,7 +11,7 @@ from .console import MOST_ROWS, add_all, check_plot, last_name, path, write_figu
 if TYPE_CHECKING:
     from ..files.inspection import LayerSummary
 
-SHARES_SHOWN = 8
+SHOWN = 8
 """The number of singular values whose share a line of the table shows."""
 
 
@@ -64,9 +64,7 @@ def table(summaries: list[LayerSummary], every: bool = True) -> str:
     for (name, form, n_out, n_in, rank, alpha, scaling), found in kinds.items():
         least, most = (f"{pick(s.norm for s in found):.4g}" for pick in (min, max))
         shares = [sum(each) / len(found) for each in zip(*(s.shares for s in found), strict=True)]
-        shown = " ".join(f"{100 * share:.1f}%" for share in shares[:SHARES_SHOWN]) + " ..." * (
-            len(shares) > SHARES_SHOWN
-        )
+        shown = " ".join(f"{100 * share:.1f}%" for share in shares[:SHOWN]) + " ..." * (len(shares) > SHOWN)
         parameters = f"{sum(s.parameters for s in found):,}"
         norm = least if least == most else f"{least} to {most}"
         label = name if every else f"{name} x {len(found)}"

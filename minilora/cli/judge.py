@@ -65,11 +65,7 @@ def add_audit(commands: Any) -> None:
         metavar="MERGED",
         help="a merged model, in any of MODEL's formats: is it MODEL with the adapter merged into it? Needs --model",
     )
-    add_report(
-        parser,
-        judge_audit,
-        lambda options: files("a file that is read", options.adapter, options.model, options.merged),
-    )
+    add_report(parser, judge_audit, lambda args: files("a file that is read", args.adapter, args.model, args.merged))
 
 
 def judge_audit(options: argparse.Namespace) -> Report:
@@ -102,11 +98,7 @@ def add_diagnose(commands: Any) -> None:
     parser.add_argument(
         "--adapter", type=path, metavar="ADAPTER", required=True, help="the adapter, in any format that `audit` reads"
     )
-    add_report(
-        parser,
-        judge_diagnose,
-        lambda options: files("a file that is read", options.model, options.adapter, options.logits),
-    )
+    add_report(parser, judge_diagnose, lambda args: files("a file that is read", args.model, args.adapter, args.logits))
 
 
 def judge_diagnose(options: argparse.Namespace) -> Report:
@@ -351,10 +343,7 @@ def run(options: argparse.Namespace) -> int:
 def add_compare(parser: argparse.ArgumentParser, what: str) -> None:
     """Add the folder argument and ``--compare``."""
     parser.add_argument(
-        "folder",
-        type=path,
-        metavar="DIR",
-        help=f"a new folder for {what}; with --compare, an existing one",
+        "folder", type=path, metavar="DIR", help=f"a new folder for {what}; with --compare, an existing one"
     )
     parser.add_argument("--compare", type=path, metavar="RESULTS", help="judge a program's answers in this folder")
 

@@ -115,9 +115,8 @@ def numbered(lines: list[TracedLine], seen: set[Any], array: str = "") -> Iterat
         if place != (place := f"  {of}{': ' * bool(of)}{line.function}, {line.file}"):
             yield place
         head = f"    {f'({line.equation})':{width}}  "
-        *above, last = textwrap.wrap(
-            line.code, PAGE_WIDTH, initial_indent=head, subsequent_indent=" " * (len(head) + 2)
-        )
+        indent = " " * (len(head) + 2)
+        *above, last = textwrap.wrap(line.code, PAGE_WIDTH, initial_indent=head, subsequent_indent=indent)
         for name, value in line.values.items():
             result = f"{name} " * (len(line.values) > 1)
             result += shaped(value, PAGE_WIDTH - VALUES - len(result))

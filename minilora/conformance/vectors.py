@@ -191,10 +191,8 @@ def _index(vectors: Sequence[Vector | AdamVector]) -> dict[str, Any]:
         for vector in vectors
     ]
     # No vector catches a wrong initialisation, or a gradient that is not returned.
-    answered = {flag for case in cases for flag in case["flags"]}
-    notes = {
-        b.flag: {"bug": b.says, "breaks": b.breaks, "made in": links(b.source)} for b in BUGS if b.flag in answered
-    }
+    flags = {flag for case in cases for flag in case["flags"]}
+    notes = {b.flag: {"bug": b.says, "breaks": b.breaks, "made in": links(b.source)} for b in BUGS if b.flag in flags}
     return {
         "minilora": __version__,
         "how": INDEX_TEXT.read_text("utf-8").splitlines(),

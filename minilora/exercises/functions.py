@@ -232,10 +232,7 @@ EXERCISES: dict[str, Exercise] = {
         {
             "B A": [
                 ("left[:, :r] * singular[:r] @ right[:r]", ""),
-                (
-                    "left[:, :r] @ right[:r]",
-                    "the singular values are missing: they belong in one of the factors",
-                ),
+                ("left[:, :r] @ right[:r]", "the singular values are missing: they belong in one of the factors"),
                 (
                     "left[:, :r] * singular[:r]**2 @ right[:r]",
                     "the singular values are in both factors, so B A contains their squares",
@@ -284,10 +281,7 @@ EXERCISES: dict[str, Exercise] = {
                 (f"(dW - V * {ALONG} / {N_O}**2) / {N_O}", "m is missing: the weight is m V / n"),
                 (f"{M_O} * (dW - V * {ALONG} / {N_O}**2)", "m instead of m/n"),
                 (f"{M_O} / {N_O} * (dW - V * {ALONG})", "V_o does not have norm 1: divide its part by n^2"),
-                (
-                    f"{M_O} / {N_O} * (dW - V * {ALONG} / {N_O})",
-                    "n instead of n^2: each of the two V_o needs one",
-                ),
+                (f"{M_O} / {N_O} * (dW - V * {ALONG} / {N_O})", "n instead of n^2: each of the two V_o needs one"),
                 (
                     f"{M_O} / {N_O} * (dW + V * {ALONG} / {N_O}**2)",
                     known("the-gradient-through-dora-norm-is-added").says,

@@ -61,9 +61,7 @@ def gpu_update(backend: Backend) -> Callable[..., None] | None:
         return None
     kernel = make(KERNEL_INPUTS, KERNEL_OUTPUTS, KERNEL, "minilora_adam")
 
-    def update(
-        theta: Array, g: Array, m: Array, v: Array, t: int, *, lr: float, betas: tuple[float, float], eps: float
-    ) -> None:
+    def update(theta: Array, g: Array, m: Array, v: Array, t: int, *, lr: float, betas: tuple, eps: float) -> None:
         (beta1, beta2), root = betas, (1 - betas[1] ** t) ** 0.5
         lr_t, eps_hat = float(lr * root / (1 - beta1**t)), float(eps * root)
         kernel(g, beta1, 1 - beta1, beta2, 1 - beta2, lr_t, eps_hat, theta, m, v)

@@ -111,14 +111,12 @@ class MixtureOfExperts(Layer):
         return dx, nest("shared_expert", s_grads) | nest("shared_expert_gate", t_grads)
 
 
-def sort_by_expert(
-    choice: Array, experts: int
-) -> tuple[Array, Array, list[int]]:  # (N, K) -> (N K,), (N K,), E numbers
+def sort_by_expert(choice: Array, E: int) -> tuple[Array, Array, list[int]]:  # (N, K) -> (N K,), (N K,), E numbers
     """Return the order that sorts the N K pairs of a row and an expert by expert, its inverse, and the experts' counts.
 
     Pair i belongs to row i // K. Rows of one expert keep their order.
     """
     backend, pairs = backend_of(choice), choice.reshape(-1)
     order = backend.xp.argsort(pairs, kind="stable")
-    counts = backend.to_numpy(rows_per_expert(choice, experts))  # this waits for a GPU
+    counts = backend.to_numpy(rows_per_expert(choice, E))  # this waits for a GPU
     return order, backend.xp.argsort(order, kind="stable"), counts.tolist()

@@ -120,8 +120,10 @@ def best_of_rank(adapter: LoRA, rank: int) -> LoRA:
     """
     check_summands([adapter], [1.0])
     r = check_rank_within(rank, (adapter.rank, *adapter.shape))
-    Q_B, U, S, Vt, Q_A = _thin_svd(adapter)
-    root = backend_of(S).xp.sqrt(S[:r])
+    xp = backend_of(adapter.lora_A).xp
+    (Q_B, R_B), (Q_A, R_A) = map(xp.linalg.qr, _tall(adapter))
+    U, S, Vt = xp.linalg.svd(adapter.scaling * R_B @ R_A.T, full_matrices=False)  # eq. (sum.2)
+    root = xp.sqrt(S[:r])
     B, A = Q_B @ (U[:, :r] * root), (root[:, None] * Vt[:r]) @ Q_A.T  # eq. (sum.3)
     dtype = adapter.lora_A.dtype
     return _like(adapter, A.astype(dtype, copy=False), B.astype(dtype, copy=False))
@@ -174,11 +176,3 @@ def _tall(adapter: LoRA) -> tuple[Array, Array]:
     """Return B and A^T, converting float16, which LAPACK lacks, to float32."""
     half = adapter.lora_A.dtype == np.float16
     return tuple(F.astype(np.float32) if half else F for F in (adapter.lora_B, adapter.lora_A.T))
-
-
-def _thin_svd(adapter: LoRA) -> tuple[Array, Array, Array, Array, Array]:
-    """Return Q_B, U, S, V^T and Q_A, whose product is the change of weight."""
-    linalg = backend_of(adapter.lora_A).xp.linalg
-    (Q_B, R_B), (Q_A, R_A) = map(linalg.qr, _tall(adapter))
-    U, S, Vt = linalg.svd(adapter.scaling * R_B @ R_A.T, full_matrices=False)  # eq. (sum.2)
-    return Q_B, U, S, Vt, Q_A

@@ -98,9 +98,7 @@ def best_adapter_from_gram(XtX: Array, XtR: Array, *, rank: int, alpha: float = 
     # A root T of the Gram matrix, T^T T = X^T X, replaces the T above, and T^-T X^T R replaces Q^T R.
     squares, E = xp.linalg.eigh(XtX)
     if float(squares[0]) < -(float(xp.finfo(XtX.dtype).eps) ** 0.5) * float(squares[-1]):
-        raise ValueError(
-            f"XtX has the eigenvalue {float(squares[0]):.3g}, expected none below zero: it is no sum of x.T @ x"
-        )
+        raise ValueError(f"XtX has eigenvalue {float(squares[0]):.3g}, expected none below 0: it is no sum of x.T @ x")
     known = squares > squares[-1] * len(squares) * xp.finfo(XtX.dtype).eps
     root, E = xp.sqrt(squares[known]), E[:, known]
     return _best(root[:, None] * E.T, (E.T @ XtR) / root[:, None], rank, alpha)

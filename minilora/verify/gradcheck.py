@@ -296,19 +296,17 @@ class _Tried:
         )
 
 
-def _explain(
-    block: BlockReport, slopes: Slopes, slope: SlopeOf, tried: _Tried, rng: np.random.Generator
-) -> BlockReport:
+def _explain(block: BlockReport, slopes: Slopes, slope: SlopeOf, t: _Tried, rng: np.random.Generator) -> BlockReport:
     """Add details to a failed block: its worst entry, a common factor of all slopes, a kink."""
-    way = tried.way(tried.worst)
+    way = t.way(t.worst)
     if block.worst is None:
-        worst = _search(block.name, slope, tried.claimed, rng)
-        analytic, numeric = float(tried.claimed[worst]), slope(block.name, _entry(block.shape, worst))
+        worst = _search(block.name, slope, t.claimed, rng)
+        analytic, numeric = float(t.claimed[worst]), slope(block.name, _entry(block.shape, worst))
         if abs(analytic - numeric) > block.allowed:  # otherwise no single entry is wrong, as with a kink in between
             way = _entry(block.shape, worst)
             block = replace(block, worst=worst, analytic=analytic, numeric=numeric)
-    seen = np.abs(tried.numeric) > 1e-6 * np.abs(tried.numeric).max()
-    ratios = tried.analytic[seen] / tried.numeric[seen]
+    seen = np.abs(t.numeric) > 1e-6 * np.abs(t.numeric).max()
+    ratios = t.analytic[seen] / t.numeric[seen]
     if len(ratios) > 1 and np.ptp(ratios) <= 1e-5 * abs(ratios[0]):
         block = replace(block, factor=float(np.median(ratios)))
     sides = slopes.sides(block.name, way)

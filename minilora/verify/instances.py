@@ -361,7 +361,7 @@ def _residual_forms(d: Drawing) -> Iterator[tuple[str, ClaimedGradient]]:
     for name, layer in {"LoRA": with_bias.adapter, "LoRALinear": with_bias, "LoRALinear, no bias": without}.items():
         x = d.randn(d.n, d.in_features)
         grads = residual_form(layer, x, target)
-        yield f"residual_form of {name}", (partial(_mse_of, layer, x, target), layer.trainable(), grads, None)
+        yield f"residual_form of {name}", (partial(mse_of, layer, x, target), layer.trainable(), grads, None)
 
 
 def layer_claim(layer: Layer, x: Array, dy: Array) -> ClaimedGradient:
@@ -383,8 +383,9 @@ def _loss_of(loss: Callable[[Array, Array], tuple[Array, Array]], target: Array,
     return loss(p["y"], target)[0]
 
 
-def _mse_of(layer: Layer, x: Array, target: Array, p: Params) -> Array:
-    return mse(substitute(layer, p)(x), target)[0]
+def mse_of(layer: Layer, x: Array, target: Array, p: Params) -> Array:
+    """Return the mean squared error of a layer whose trainable arrays, and its input if it is among them, are p."""
+    return mse(substitute(layer, p)(p.get("x", x)), target)[0]
 
 
 def _report(f: Callable[[Params], Any], params: Params, grads: Params, cotangent: Array | None) -> GradReport:

@@ -16,7 +16,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -30,7 +30,7 @@ from ..lora import LoRA, LoRALinear
 from ..losses import mse
 from ..optim import Adam
 from .gradcheck import Params, Slopes, check_claim
-from .instances import Drawing, Row, substitute
+from .instances import Drawing, Row, mse_of
 
 NUMBER = re.compile(r"# eq\. \(((?:[a-z]+\.)?\d+)\)")
 """Matches the comment with a line's number."""
@@ -111,11 +111,7 @@ def trace(layer: Layer, x: Array, target: Array, *, lr: float = 0.1) -> Trace:
     (dx, grads), backward = record(layer.backward, dy, cache, paths=paths)
     params, steps = layer.trainable(), {}
     inputs, at_inputs = ({}, {}) if dx is None else ({"x": x}, {"x": dx})
-
-    def loss_at(p: Params) -> Array:
-        return mse(substitute(layer, p)(p.get("x", x)), target)[0]
-
-    method, slopes = _measured(loss_at, inputs | params, at_inputs | grads)
+    method, slopes = _measured(partial(mse_of, layer, x, target), inputs | params, at_inputs | grads)
     for name, g in sum_tied(grads, first_names(params)).items():  # one array at a time, like Adam itself
         _, steps[name] = record(Adam({name: params[name]}, lr).step, {name: g}, paths={})
     losses = float(loss), float(mse(layer(x), target)[0])

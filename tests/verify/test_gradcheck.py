@@ -425,7 +425,7 @@ LESS = "dtype float32, expected float64: slopes of less cannot be trusted"
 CLOSE = "f is not finite close to params['x']: move away from that point"
 GIVE = "f returns an array of shape {}: give a cotangent of that shape"
 AGAIN = "f is not deterministic: two calls with the same params gave different results"
-SHARED = "params['x'] and params['y'] share memory and are two arrays: give one array both names"
+SHARED = "params['x'] and params['y'] share memory: give one array both names"
 root, itself = of(lambda x: np.sqrt(x).sum()), of(lambda x: x)
 
 

@@ -127,9 +127,7 @@ class Watch:
         if len(names) == 1:
             return {names[0]: self.array(result, names[0])}
         if not isinstance(result, Mapping):
-            raise NoAnswer(
-                f"returns {describe_type(result)}, expected a dict of gradients with the keys x, lora_A and lora_B"
-            )
+            raise NoAnswer(f"returns {describe_type(result)}, expected a dict with the keys x, lora_A and lora_B")
         given = {name: result[name] for name in QUANTITIES if result.get(name) is not None}
         try:
             reply = {name: problem.from_returned(name, value, self.array) for name, value in given.items()}

@@ -351,9 +351,8 @@ def row_of_zeros(watch: Watch, trial: Trial, dtype: str, right: Set[str]) -> Cla
     """Check that DoRA gives the base's output where a row of the weight is zero; the backward is not checked."""
     if "magnitude" not in trial.arrays or "y" not in right:
         return NOT_OFFERED
-    base = drawn(
-        ZeroRow(5, 4, 6, 3, seed=22), dtype, RIGHT_FORMULAS
-    )  # as lora_B is zero, DoRA's output is that of LoRA
+    # As lora_B is zero, DoRA's output is that of LoRA.
+    base = drawn(ZeroRow(5, 4, 6, 3, seed=22), dtype, RIGHT_FORMULAS)
     lengths = np.linalg.norm(base.arrays["weight"].astype(np.float64), axis=1)
     zeros = replace(base, arrays=base.arrays | {"magnitude": round_to(lengths, dtype)})
     with np.errstate(all="ignore"):  # the verdict reports a 0 / 0

@@ -132,10 +132,7 @@ class KindReport(Report):
         kinds = {self.kind: self, **self.kinds}
         absent = [f"{kind}: {claim}" for kind, report in kinds.items() for claim, verdict in report.claims.items()
                   if verdict == NOT_OFFERED and _has(report, claim)]  # fmt: skip
-        return super().json() | {
-            "not offered": absent,
-            **{name: own[name] for name in (*JSON_AS_IS, "errors", "kinds")},
-        }
+        return super().json() | {"not offered": absent, **{key: own[key] for key in (*JSON_AS_IS, "errors", "kinds")}}
 
     def as_dict(self) -> dict[str, Any]:
         """Return the report on this kind and on other kinds as plain data."""

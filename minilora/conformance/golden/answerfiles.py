@@ -36,9 +36,7 @@ def read_answers(
     for name in (*names, "ids"):
         spec = file.tensors.get(name)
         if spec is not None and not 0 < spec.end - spec.start <= MAX_ANSWER:
-            raise FileRefused(
-                path, f"{short(name)} has shape {list(spec.shape)}, expected a tensor of 1 to {MAX_ANSWER:,} bytes"
-            )
+            raise FileRefused(path, f"{short(name)} has shape {list(spec.shape)}, expected 1 to {MAX_ANSWER:,} bytes")
     types = [PRECISIONS[file.tensors[name].dtype] for name in names]
     precision = file.metadata.get(COMPUTED_IN, max(types, key=lambda one: tolerance[one], default="float32"))
     if precision not in tolerance:

@@ -95,9 +95,7 @@ def entry(case: Case, numbers: CaseAnswers | None) -> dict[str, Any]:
     names = adapter_names(case)
     weighted = [[name, adapter.weight] for name, adapter in zip(names, case.adapters, strict=True)]
     base = {} if case.base is UNTIED else {"base": f"bases/{case.base.name}"}
-    answered = (
-        {} if numbers is None else {"answers": f"answers/{case.id}.safetensors", "flags": list(numbers.signatures)}
-    )
+    more = {} if numbers is None else {"answers": f"answers/{case.id}.safetensors", "flags": list(numbers.signatures)}
     return {
         "id": case.id,
         **base,
@@ -107,7 +105,7 @@ def entry(case: Case, numbers: CaseAnswers | None) -> dict[str, Any]:
         "refused": case.refused,
         "note": case.note,
         **({"apart": case.apart} if case.answered and case.apart != APART else {}),
-        **answered,
+        **more,
     }
 
 

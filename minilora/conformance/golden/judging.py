@@ -125,10 +125,8 @@ def _diagnoses(index: GoldenIndex, judged: Sequence[Judged]) -> list[Diagnosis]:
         if one.outcome.id in bases and one.outcome.state == "wrong":
             own = next((bug for bug in found if bug.flag in one.outcome.flags), Diagnosis(one.outcome.text))
             says = f"{one.outcome.id}: the base is wrong even without an adapter, so ignore other cases: {own.says}"
-            found = [
-                Diagnosis(says, own.flag, own.source, own.cases or (one.outcome.id,)),
-                *(bug for bug in found if bug != own),
-            ]
+            first = Diagnosis(says, own.flag, own.source, own.cases or (one.outcome.id,))
+            found = [first, *(bug for bug in found if bug != own)]
     return found
 
 

@@ -224,13 +224,11 @@ MISREADINGS: Sequence[Wrong] = (
            "length": lambda W, BA, s: row_lengths((W + s * BA).T).T if _square(W) else row_lengths(W + s * BA)},
           "invoke-ai/InvokeAI #9517"),
     # other contents of the files
-    Wrong("bfloat16-is-read-as-float16", "the bits of a file in bfloat16 are read as float16",
-          {"read": _as_float16}),
+    Wrong("bfloat16-is-read-as-float16", "the bits of a file in bfloat16 are read as float16", {"read": _as_float16}),
     Wrong("alpha-is-cut-to-a-whole-number", "lora_alpha is read as a whole number, and cut",
           {"scale": lambda c, p: scaled(c, _alpha_cut(c, p), _rank(c, p))}),
     Wrong("lora-bias-is-ignored", "the adapter's bias (lora_bias) is ignored", {"bias": lambda b, s: 0 * b}),
-    Wrong("lora-bias-lacks-the-scaling", "the adapter's bias (lora_bias) lacks the scaling",
-          {"bias": lambda b, s: b}),
+    Wrong("lora-bias-lacks-the-scaling", "the adapter's bias (lora_bias) lacks the scaling", {"bias": lambda b, s: b}),
     Wrong("the-tied-head-is-changed-too",
           "the tied head is changed with the embedding, or the embedding with the head: an adapter changes one "
           "alone",
@@ -393,8 +391,7 @@ _OF_EXPERTS: Sequence[Wrong] = (
     Wrong("experts-the-gates-half-is-left-out", "the update's first half, of the gate, is left out",
           {"gate_up": _scaled_halves(0, 1)}),
     # ranks and scalings
-    Wrong("experts-ranks-begin-a-row-late", "each expert's rows of lora_A begin one row late",
-          {"rows_of_A": _shifted}),
+    Wrong("experts-ranks-begin-a-row-late", "each expert's rows of lora_A begin one row late", {"rows_of_A": _shifted}),
     Wrong("experts-the-first-half-of-the-ranks-counts-alone",
           "the first half of each expert's ranks is used alone",
           {"factors": lambda path, A, B: (A[: len(A) // 2], B[:, : len(A) // 2])}),

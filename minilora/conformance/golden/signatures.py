@@ -89,9 +89,8 @@ def answers(case: Case) -> CaseAnswers:
     if not case.shown:
         return CaseAnswers(right, signatures)
     weights = {flag: base.in_file({**before, **changed[flag]})[case.shown] for flag in ("", *kept)}
-    return CaseAnswers(
-        right, signatures, (case.shown, weights[""]), {flag: weights[flag][:SIGNATURE_ROWS] for flag in kept}
-    )
+    shown = {flag: weights[flag][:SIGNATURE_ROWS] for flag in kept}
+    return CaseAnswers(right, signatures, (case.shown, weights[""]), shown)
 
 
 def distinct(numbers: Mapping[str, np.ndarray], table: Sequence[Wrong], apart: float, equal: float = -1.0) -> list[str]:

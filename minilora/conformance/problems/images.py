@@ -91,11 +91,9 @@ class ConvolutionProblem(Problem):
     @property
     def factors(self) -> Arrays:
         """lora_A (r, C, *kernel) and lora_B (out, r / groups, 1, ...)."""
-        lora_B = self.randn("lora_B", self.out_features, self.rank // self.groups, *(1 for _ in self.kernel))
-        return {
-            "lora_A": self.randn("lora_A", self.rank, self.in_features, *self.kernel),
-            "lora_B": 0 * lora_B if self.start else lora_B,
-        }
+        ones = (1 for _ in self.kernel)
+        of_B = (self.out_features, self.rank // self.groups, *ones)
+        return self.pair((self.rank, self.in_features, *self.kernel), of_B)
 
     @property
     def positions(self) -> tuple[int, ...]:

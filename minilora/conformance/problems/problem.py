@@ -82,11 +82,12 @@ class Problem:
     @property
     def factors(self) -> dict[str, np.ndarray]:
         """The adapter's lora_A (r, in) and lora_B (out, r)."""
-        lora_B = self.randn("lora_B", self.out_features, self.rank)
-        return {
-            "lora_A": self.randn("lora_A", self.rank, self.in_features),
-            "lora_B": 0 * lora_B if self.start else lora_B,
-        }
+        return self.pair((self.rank, self.in_features), (self.out_features, self.rank))
+
+    def pair(self, of_A: tuple[int, ...], of_B: tuple[int, ...]) -> dict[str, np.ndarray]:
+        """Return lora_A and lora_B of these shapes; before the first step lora_B is zero."""
+        A, B = self.randn("lora_A", *of_A), self.randn("lora_B", *of_B)
+        return {"lora_A": A, "lora_B": 0 * B if self.start else B}
 
     @property
     def alphas(self) -> list[float]:

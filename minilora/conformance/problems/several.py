@@ -271,9 +271,8 @@ class ExpertsProblem(Problem):
     @property
     def factors(self) -> Arrays:
         """lora_A (E r, in) and lora_B (out, r E)."""
-        A = self.randn("lora_A", self.experts * self.rank, self.in_features)
-        B = self.randn("lora_B", self.out_features, self.rank * self.experts)
-        return {"lora_A": A, "lora_B": 0 * B if self.start else B}
+        R = self.experts * self.rank
+        return self.pair((R, self.in_features), (self.out_features, R))
 
     def answer(self, formulas: Any, rows: Arrays, norms: np.ndarray | None = None) -> Arrays:
         """Return the combined answers of all experts, each for its own rows."""
@@ -378,10 +377,7 @@ class CombineProblem(Problem):
     def factors(self) -> Arrays:
         """lora_A (R, in) and lora_B (out, R), where R is the sum of the ranks."""
         R = sum(self.ranks)
-        return {
-            "lora_A": self.randn("lora_A", R, self.in_features),
-            "lora_B": self.randn("lora_B", self.out_features, R),
-        }
+        return self.pair((R, self.in_features), (self.out_features, R))
 
     def split(self, arrays: Mapping[str, Any]) -> list[tuple[np.ndarray, np.ndarray]]:
         """Return each adapter's A (r, in) and B (out, r)."""
@@ -412,9 +408,7 @@ class CombineProblem(Problem):
             D["linear"] = whole_B @ sum(a * A for (_, a), (*_, A, _) in zip(factors, terms, strict=True))
         U, S, Vt = np.linalg.svd(sum(own.in_svd(w, s) * B @ A for w, s, A, B in terms), full_matrices=False)
         D["svd"] = U * own.sum_values(S, self.rank) @ Vt
-        return {
-            name: np.asarray(own.sum_new(self, scalings, self.new_rank(name)) * change) for name, change in D.items()
-        }
+        return {name: np.asarray(own.sum_new(self, scalings, self.new_rank(name)) * dW) for name, dW in D.items()}
 
     def new_rank(self, name: str) -> int:
         """Return the rank of the new adapter when combined in the given way."""

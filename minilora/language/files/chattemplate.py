@@ -20,7 +20,7 @@ import secrets
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeAlias
 
 from ...checks import check_path
 from ...extras import needed
@@ -30,6 +30,8 @@ from ...texts import FileRefused, reading, short
 from .gguf import gguf_tokenizer
 from .tokens import TOKENIZER_SETTINGS, read_settings, special_tokens, token_text
 
+Message = Mapping[str, Any]
+Tools: TypeAlias = Sequence[Any] | None
 TEMPLATE_FILE = "chat_template.jinja"
 TEMPLATE_NAMES = {"default", "tool_use"}
 """The templates that are used: "default", and for chats with tools "tool_use", if present."""
@@ -52,18 +54,12 @@ class ChatTemplate:
             self._plain = {name: plain.from_string(templates[name]) for name in TEMPLATE_NAMES & templates.keys()}
             self._marking = {name: marking.from_string(templates[name]) for name in self._plain}
 
-    def render(
-        self,
-        messages: Sequence[Mapping[str, Any]],
-        *,
-        add_generation_prompt: bool = False,
-        tools: Sequence[Any] | None = None,
-    ) -> str:
+    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = False, tools: Tools = None) -> str:
         """Return messages as one text, like transformers' ``apply_chat_template(..., tokenize=False)``."""
         return self._write(self._plain[self._name(tools)], messages, tools, add_generation_prompt)
 
     def render_with_turns(
-        self, messages: Sequence[Mapping[str, Any]], *, tools: Sequence[Any] | None = None
+        self, messages: Sequence[Message], *, tools: Tools = None
     ) -> tuple[str, list[tuple[int, int]]]:
         """Return the result of `render`, and the spans between ``{% generation %}`` tags."""
         name, text = self._name(tools), self.render(messages, tools=tools)
@@ -74,12 +70,10 @@ class ChatTemplate:
             raise FileRefused(self.path, "its chat template changes the text between its generation tags")
         return text, turns
 
-    def _name(self, tools: Sequence[Any] | None) -> str:
+    def _name(self, tools: Tools) -> str:
         return "tool_use" if tools and "tool_use" in self.templates else "default"
 
-    def _write(
-        self, template: Any, messages: Sequence[Mapping[str, Any]], tools: Sequence[Any] | None, ask: bool
-    ) -> str:
+    def _write(self, template: Any, messages: Sequence[Message], tools: Tools, ask: bool) -> str:
         values = {"messages": [_as_transformers(message) for message in messages], "tools": tools, "documents": None}
         try:
             return str(template.render({**self.tokens, **values, "add_generation_prompt": ask}))
@@ -137,7 +131,7 @@ def _unmarked(marked: str) -> tuple[str, list[tuple[int, int]]]:
     return text, [(start, stop) for start, stop in turns if start < stop]
 
 
-def _as_transformers(message: Mapping[str, Any]) -> dict[str, Any]:
+def _as_transformers(message: Message) -> dict[str, Any]:
     """Return a message as transformers passes it to a template: without nulls, with reasoning under all its keys."""
     present = {key: value for key, value in message.items() if value is not None}
     reasoning = next((present[name] for name in REASONING_KEYS if name in present), None)
@@ -164,9 +158,8 @@ def _from_folder(folder: Path) -> ChatTemplate:
         return ChatTemplate(folder / TEMPLATE_FILE, templates, tokens)
     if settings.get("chat_template") is None:
         raise FileRefused(folder, f"there is no chat template in {TOKENIZER_SETTINGS}, nor a file {TEMPLATE_FILE}")
-    return ChatTemplate(
-        folder / TOKENIZER_SETTINGS, _by_name(folder / TOKENIZER_SETTINGS, settings["chat_template"]), tokens
-    )
+    file = folder / TOKENIZER_SETTINGS
+    return ChatTemplate(file, _by_name(file, settings["chat_template"]), tokens)
 
 
 def _text(path: Path) -> str:

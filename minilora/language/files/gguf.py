@@ -218,9 +218,7 @@ def read_gguf(path: Path, *, tokenizer: bool = False) -> tuple[list[Any], dict[s
     try:
         reader = type("BoundedReader", (GGUFReader,), {"_get": bounded})(path)
         fields = {
-            name: field.contents()
-            for name, field in reader.fields.items()
-            if name.startswith("tokenizer.") == tokenizer
+            key: field.contents() for key, field in reader.fields.items() if key.startswith("tokenizer.") == tokenizer
         }
         return list(reader.tensors), fields
     except Exception as error:  # the package raises many types of exceptions

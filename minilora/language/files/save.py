@@ -229,10 +229,8 @@ def _rope(config: LlamaConfig) -> dict[str, Any]:
     pairs = len(config.frequencies)
     base = config.frequencies[1] ** -pairs if pairs > 1 else 10_000.0
     whole = float(round(base))
-    return {
-        "rope_type": "default",
-        "rope_theta": whole if frequencies(2 * pairs, whole) == config.frequencies else base,
-    }
+    base = whole if frequencies(2 * pairs, whole) == config.frequencies else base
+    return {"rope_type": "default", "rope_theta": base}
 
 
 def found_by_weight(model: Llama) -> list[str]:
