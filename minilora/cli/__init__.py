@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 from .. import __version__
 from ..extras import requiring
-from .console import discard, flush_or_discard, print_error, say, say_stopped, warnings_in_lines
+from .console import discard, flush_or_discard, print_error, say, say_interrupted, warnings_in_lines
 
 COMMANDS = ["finetune", "generate", "evaluate", "merge", "inspect", "export", "article", "trace", "check", "judge"]
 """The modules of the commands, in the order of the help."""
@@ -112,7 +112,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         flush_or_discard(sys.stdout)
         return 2
     except KeyboardInterrupt:
-        say_stopped()
+        say_interrupted()
         return 130
 
 

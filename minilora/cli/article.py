@@ -50,7 +50,9 @@ def add(commands: Any) -> None:
     )
     option("--save", metavar="DIR", type=path, help="write the adapter to this folder, in PEFT's layout")
     option(
-        "--overwrite", action="store_true", help="replace an adapter in the folder of --save, and the file of --plot"
+        "--overwrite",
+        action="store_true",
+        help="replace an adapter in the folder of --save, and the file of --plot",
     )
     option(
         "--checkpoint",
@@ -92,7 +94,7 @@ def run(options: argparse.Namespace) -> int:
         settings = {name: getattr(options, name) for name in RUN_SETTINGS}
         result = article.run(**settings, backend=chosen_backend(options.backend), tell=tell)
     except KeyboardInterrupt:
-        say_stopped()
+        say_interrupted()
         if progress := _kept(options):
             say_how_to_resume(f"{progress} is saved", options.typed)
         return 130

@@ -37,7 +37,7 @@ def say(message: str) -> None:
     print_error(f"minilora: {printable(message)}")
 
 
-def say_stopped() -> None:
+def say_interrupted() -> None:
     """Report on a separate line that Ctrl-C ended the command."""
     print_error("\nminilora: interrupted")
 

@@ -34,7 +34,7 @@ def add(commands: Any) -> None:
             "formats of finetune; with --adapter, both for the model without the adapter and with it."
         ),
         epilog="example: minilora evaluate unseen.txt --model smollm2 --adapter my-notes",
-        formatter_class=console.Defaults,
+        formatter_class=Defaults,
     )
     option = parser.add_argument
     option("text", type=path, metavar="FILE", help="a text file in UTF-8, or a .jsonl file of examples")
@@ -47,9 +47,9 @@ def add(commands: Any) -> None:
         metavar="N",
         help="tokens in a window (default: 128); longer examples are truncated to it (default: none is)",
     )
-    console.add_quantize(parser)
-    console.add_backend(parser)
-    parser.set_defaults(command=run, before_numpy=console.limit_blas)
+    add_quantize(parser)
+    add_backend(parser)
+    parser.set_defaults(command=run, before_numpy=limit_blas)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -60,7 +60,7 @@ def run(options: argparse.Namespace) -> int:
     from ..language.source import AdapterSource, ModelSource
     from ..language.text import check_vocabulary, evaluate_where_it_counts, next_token_loss
 
-    backend, source = console.chosen_backend(options.backend), ModelSource(options.model)
+    backend, source = chosen_backend(options.backend), ModelSource(options.model)
     adapter = AdapterSource.open(options.adapter, "float32", backend) if options.adapter else None
     system = given_or_saved(options.system, adapter)
     data = load_data(options.text, source, options.length, held_out=0, system=system)

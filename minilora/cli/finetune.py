@@ -23,7 +23,7 @@ from .console import (
     write_figure,
 )
 
-SHARED_OPTIONS = {"model": console.add_model, "quantize": console.add_quantize, "backend": console.add_backend}
+SHARED_OPTIONS = {"model": add_model, "quantize": add_quantize, "backend": add_backend}
 """Options shared with other commands."""
 
 
@@ -40,14 +40,14 @@ def add(commands: Any) -> None:
             'template, with the loss on the assistant\'s turns; or {"text": ...}.'
         ),
         epilog="example: minilora finetune notes.txt --model smollm2 --save my-notes",
-        formatter_class=console.Defaults,
+        formatter_class=Defaults,
     )
     by_name = {field.name: field for field in fields(Recipe)}
     for title, names in OPTION_GROUPS.items():
         group = parser.add_argument_group(title)
         for name in names:
             _add_option(group, by_name[name])
-    parser.set_defaults(command=run, before_numpy=console.limit_blas)
+    parser.set_defaults(command=run, before_numpy=limit_blas)
 
 
 def _add_option(group: Any, field: Field[Any]) -> None:
@@ -91,7 +91,7 @@ def run(options: argparse.Namespace) -> int:
     if recipe.plot is not None:
         from . import figures
 
-        console.write_figure(figures.plot_learning(table.rows, table.each_step()), recipe.plot)
+        write_figure(figures.plot_learning(table.rows, table.each_step()), recipe.plot)
     return 0
 
 

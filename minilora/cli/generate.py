@@ -44,20 +44,20 @@ def add(commands: Any) -> None:
             "file; Ctrl-C keeps those that are complete."
         ),
         epilog="example: minilora generate 'The capital of France is' --model smollm2",
-        formatter_class=console.Defaults,
+        formatter_class=Defaults,
     )
     option = parser.add_argument
     option("prompt", nargs="?", metavar="PROMPT", help="the text to continue, or the message to answer")
     option(
         "-o",
         "--output",
-        type=console.path,
+        type=path,
         metavar="FILE",
         help="answer each line of the .jsonl file PROMPT, which has a prompt or messages, and write the line with its "
         'answer, as "generated", to FILE; an answer that ends the messages is left out of the prompt',
     )
-    console.add_model(parser)
-    option("--adapter", type=console.path, metavar="DIR", help="an adapter of this model, in PEFT's layout")
+    add_model(parser)
+    option("--adapter", type=path, metavar="DIR", help="an adapter of this model, in PEFT's layout")
     option(
         "--chat",
         action="store_true",
@@ -80,8 +80,8 @@ def add(commands: Any) -> None:
         help="sample from the smallest set of most likely tokens whose probabilities sum to at least P",
     )
     option("--seed", type=int, default=0, metavar="N", help="seed of the sampling")
-    console.add_quantize(parser)
-    console.add_backend(parser)
+    add_quantize(parser)
+    add_backend(parser)
     parser.set_defaults(command=run)
 
 
@@ -109,7 +109,7 @@ def run(options: argparse.Namespace) -> int:
         check_output(options.output, files("the file of prompts", Path(options.prompt or "")), "-o")
         if options.output.exists():
             raise ValueError(f"-o {str(options.output)!r} already exists, expected a new file")
-    backend, source = console.chosen_backend(options.backend), ModelSource(options.model)
+    backend, source = chosen_backend(options.backend), ModelSource(options.model)
     adapter = AdapterSource.open(options.adapter, "float32", backend) if options.adapter else None
     tokenizer, system = source.tokenizer, given_or_saved(options.system, adapter)
     records = None if options.output is None else read_prompts(Path(options.prompt), source, system)
@@ -120,7 +120,7 @@ def run(options: argparse.Namespace) -> int:
     # A bad PROMPT is refused before the model is loaded, a bad typed line when it is typed.
     given = options.prompt is not None and records is None
     first = _prompt(options.prompt, dialogue, tokenizer) if given else None
-    with console.loading(source.name):
+    with loading(source.name):
         model = source.load("float32", backend, options.quantize)
         if adapter is not None:
             model = adapter.attached(model, backend, options.quantize)
@@ -171,7 +171,7 @@ def write_answers(
         except KeyboardInterrupt:
             if not done:
                 raise
-            console.say_stopped()
+            say_interrupted()
             of_all, status = f" of {len(records):,}", 130
     print(f"{done:,}{of_all} answers written to {printable(str(file))}")
     return status

@@ -175,13 +175,13 @@ def _write_file(file: TensorFile, out: BinaryIO, folder: AdapterFolder, changes:
 def _merged(file: TensorFile, change: MergedTensor, arrays: list[np.ndarray]) -> Iterator[np.ndarray]:
     """Yield the new bytes of a tensor, which contains one matrix, or one for each expert."""
     if change.of_experts is None:
-        yield from _merged_rows(file, change, arrays, 0)
+        yield from _merged_matrix(file, change, arrays, 0)
         return
     (A, B), r, E = arrays, change.rank, change.form.experts
     size = math.prod(change.of_experts.shape) // len(change.of_experts.experts)
     for i, e in enumerate(change.of_experts.experts):
         of_expert = [A[e * r : (e + 1) * r], B[change.of_experts.rows, e::E]]  # (moe.16), (moe.17)
-        yield from _merged_rows(file, change, of_expert, i * size)
+        yield from _merged_matrix(file, change, of_expert, i * size)
 
 
 def _merged_matrix(

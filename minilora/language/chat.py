@@ -33,7 +33,7 @@ from typing import Any
 import numpy as np
 
 from ..texts import short
-from .files.chattemplate import ChatTemplate, Message, Tools
+from .files.chattemplate import ChatTemplate, Message
 from .files.tokens import Tokenizer
 
 Span = tuple[int, int]
@@ -49,7 +49,7 @@ ROLES, UNKNOWN = ("system", "user", "assistant", "tool", "developer"), "nobody-s
 
 
 def encode_chat(
-    messages: Sequence[Message], template: ChatTemplate, tokenizer: Tokenizer, tools: Tools = None
+    messages: Sequence[Message], template: ChatTemplate, tokenizer: Tokenizer, tools: Sequence[Any] | None = None
 ) -> tuple[list[int], np.ndarray]:
     """Return the token ids of a chat, as in transformers, and which of them count as the assistant's, (n,) bool.
 
@@ -271,7 +271,7 @@ def _without_each(message: Message) -> Iterator[tuple[str, Message]]:
 
 
 def encode_answering(
-    messages: Sequence[Message], template: ChatTemplate, tokenizer: Tokenizer, tools: Tools = None
+    messages: Sequence[Message], template: ChatTemplate, tokenizer: Tokenizer, tools: Sequence[Any] | None = None
 ) -> tuple[list[int], frozenset[int]]:
     """Return the ids of a chat with the generation prompt, and the ids that end the answer."""
     text, end = template.render(messages, add_generation_prompt=True, tools=tools), set(tokenizer.end)

@@ -24,7 +24,6 @@ from ..fast.widths import by_width
 from ..files.adapters import check_adapter_target, check_no_adapter, save_adapter
 from ..files.checkpoint import CheckpointError
 from ..files.disk import check_file, check_new_file, check_replaceable, check_writable, refuse_inputs, written_whole
-from ..files.experts import ORDER
 from ..files.patterns import are_named, within_time
 from ..files.peft import CONFIG_NAME, WEIGHTS_NAME
 from ..layer import parameter_count, walk
@@ -39,7 +38,16 @@ from .data import EXAMPLES, Data, load_data
 from .files.save import found_by_weight
 from .llama import Llama, checkpointed
 from .losstable import LossTable, shown_parts
-from .memory import Memory, StepMemory, active_numbers, machine_memory, measured_memory, megabytes, parameter_bytes
+from .memory import (
+    EXPERT_ARRAYS,
+    Memory,
+    StepMemory,
+    active_numbers,
+    machine_memory,
+    measured_memory,
+    megabytes,
+    parameter_bytes,
+)
 from .recipe import EVAL_SHARE, Recipe, ResolvedRecipe, option_name
 from .resume import (
     Notes,
@@ -368,7 +376,7 @@ def plan(recipe: ResolvedRecipe, data: Data, done: int | None) -> list[str]:
 def experts_left_out(adapted: Llama) -> str:
     """Report the experts' share of a mixture's weights if none of them is adapted; else return ""."""
     stacks: list[Any] = [
-        layer for path, layer in walk(adapted) if path.endswith(tuple(f".experts.{name}" for name in ORDER))
+        layer for path, layer in walk(adapted) if path.endswith(tuple(f".{name}" for name in EXPERT_ARRAYS))
     ]
     if not stacks or not all(isinstance(layer, StackedLinear) for layer in stacks):
         return ""

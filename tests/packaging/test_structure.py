@@ -95,8 +95,8 @@ def test_folders_are_two_deep_at_most():
 
 HOUSES = ("conformance.", "audit.", "exercises.")
 JUDGE = [module for module in MODULES if module.startswith(HOUSES) and "__" not in module]
-SHARED = {"add", "run", "main", "attend", "attend_backward"}
-"""The protocol of a command's file, and of plain and blockwise attention: each file has its own."""
+SHARED = {"add", "run", "main", "attend", "attend_backward", "RULES"}
+"""Protocols that several files follow: of a command, of plain and blockwise attention, of the rules of an audit."""
 
 
 def defined(module):

@@ -718,7 +718,7 @@ def test_foreign_readers_mistakes_with_golden_adapters_are_named(id, rows, tmp_p
     ("id", "said"),
     [
         ("refused-empty", "there is no adapter in it: see `minilora audit`"),
-        ("pissa-raw", "init_lora_weights is 'pissa': convert it to one over the original base"),
+        ("pissa-raw", "init_lora_weights is 'pissa': convert it to an adapter over the original base"),
         (
             "trained-tokens",
             "'model.embed_tokens.token_adapter.trainable_tokens_delta' is not supported by `minilora diagnose`",
