@@ -68,7 +68,9 @@ assert min(drawn) >= 0.004 and max(drawn) <= 0.064  # the charts end there
 
 figure = pictures.new_figure(5.6, 3.1)
 left, right = figure.subplots(1, 2)
-looks = dict(zip(RULES, ((pictures.LORA_COLOR, "o-"), (pictures.BASE_COLOR, "s--"), (pictures.THIRD, "^:")), strict=True))
+looks = dict(
+    zip(RULES, ((pictures.LORA_COLOR, "o-"), (pictures.BASE_COLOR, "s--"), (pictures.THIRD, "^:")), strict=True)
+)
 for name, (colour, style) in looks.items():
     left.plot(ranks, [of.rate for of in best[whole][name]], style, color=colour, label=name, markersize=6)
     right.plot(ranks, [of.moves for of in best[whole][name]], style, color=colour, markersize=6)
