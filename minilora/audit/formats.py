@@ -58,7 +58,7 @@ def open_adapter(path: Path) -> AdapterFile:
     config_path: Path = file.parent / CONFIG_NAME
     config = read_json(config_path) if os.path.exists(config_path) else None
     for opened in tensors.weights.files:
-        opened.file.check_unchanged(opened.path)  # so the two files are of one save
+        opened.file.check_unchanged(in_place=True)  # so the two files are of one save
     config, findings = (None, []) if config is None else _typed(config_path, config)
     ends = {name.rpartition(".")[2] for name in tensors.shapes}
     if ends & {"lora_a", "lora_b"} or (file.name == MLX_NAME and (config or {}).get("fine_tune_type")):

@@ -40,10 +40,10 @@ class RegularFile(io.FileIO):
     def __del__(self) -> None:
         self.close()
 
-    def check_unchanged(self, at: Path | None = None) -> None:
-        """Require that the file, or the one now at the path `at`, is the one that was opened, unmodified since."""
+    def check_unchanged(self, *, in_place: bool = False) -> None:
+        """Require that the file was not modified since it was opened, and with `in_place` that none replaced it."""
         with reading(self.name):
-            then, now = self.opened, os.stat(self.fileno() if at is None else at)
+            then, now = self.opened, os.stat(self.name if in_place else self.fileno())
             if not os.path.samestat(then, now) or (then.st_size, then.st_mtime_ns) != (now.st_size, now.st_mtime_ns):
                 raise FileRefused(self.name, "another program modified it while it was being read: read it again")
 

@@ -263,7 +263,7 @@ class AdapterFolder:
         file = TensorFile(weights)
         path = folder / CONFIG_NAME
         text = read_whole(path)
-        file.file.check_unchanged(weights)  # so both files come from the same save
+        file.file.check_unchanged(in_place=True)  # so both files come from the same save
         config = read_config(path, text)
         with reading(weights):
             forms = _forms(file)

@@ -83,7 +83,7 @@ class TensorFile:
                 other = (what for start, what in OTHER_FORMATS.items() if first.startswith(start))
                 raise FileRefused(path, next(other, str(error))) from error
             self.header = first + self.file.read(int.from_bytes(first, "little"))
-        self.file.check_unchanged(self.path)  # so this is the file that the library validated
+        self.file.check_unchanged(in_place=True)  # so this is the file that the library validated
         entries, data = json.loads(self.header[8:]), len(self.header)
         self.metadata = entries.pop("__metadata__", None) or {}
         specs = {
@@ -232,7 +232,7 @@ def _open_shards(path: Path) -> Weights:
     index, text = open_regular(path), read_whole(path)
     weight_map = parse_json(path, text, Index).weight_map
     files = {shard: TensorFile(member(path.parent, shard)) for shard in sorted(set(weight_map.values()))}
-    index.check_unchanged(path)  # so the files come from the same save
+    index.check_unchanged(in_place=True)  # so the files come from the same save
     for name, shard in weight_map.items():
         if name not in files[shard].tensors:
             raise FileRefused(files[shard].path, f"there is no {short(name)}, although {path.name} lists it")
