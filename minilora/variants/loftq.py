@@ -22,13 +22,15 @@ from .adapter import Adapter
 from .pissa import pissa
 
 
-def loftq_layer(layer: Linear, *, rank: int, alpha: float, rounds: int, **more: Any) -> tuple[QuantizedLinear, Adapter]:
-    """Return the quantised layer with its adapter. `more` are those of `QuantizedLinear.from_linear`."""
+def loftq_layer(
+    layer: Linear, *, rank: int, alpha: float, rounds: int, **options: Any
+) -> tuple[QuantizedLinear, Adapter]:
+    """Return the quantised layer with its adapter. `options` are those of `QuantizedLinear.from_linear`."""
     W, tried = layer.weight, []
     change = 0 * W
     for _ in range(rounds):
         rest = Linear(W - change, layer.bias)
-        base = QuantizedLinear.from_linear(rest, **more)  # eq. (loftq.1)
+        base = QuantizedLinear.from_linear(rest, **options)  # eq. (loftq.1)
         Q = base.weight
         _, adapter = pissa(Linear(W - Q), rank=rank, alpha=alpha)  # eq. (loftq.2)
         change = adapter.delta()
