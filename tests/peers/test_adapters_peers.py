@@ -279,7 +279,7 @@ def other(kind, **options):
         (torch.nn.Linear(6, 6), lora(init_lora_weights="pissa"), "init_lora_weights"),
         (torch.nn.Linear(6, 6), lora(init_lora_weights="olora"), "init_lora_weights"),
         (torch.nn.Conv2d(4, 6, 3, groups=2), lora(), r"has shape \[6, 1, 1, 1\], expected \[6, 2, 1, 1\]"),
-        (torch.nn.Conv3d(2, 3, 3), lora(), "expected a matrix, or 3 or 4 axes of a convolution"),
+        (torch.nn.Conv3d(2, 3, 3), lora(), "expected 2 axes, or 3 or 4 for a convolution"),
         (torch.nn.Linear(6, 6), other("LoHaConfig"), "peft_type"),
         (torch.nn.Linear(6, 6), other("IA3Config", feedforward_modules=[]), "peft_type"),
         (torch.nn.Linear(6, 6), other("AdaLoraConfig", total_step=10), "peft_type"),

@@ -133,7 +133,7 @@ def test_a_merge_into_what_four_bits_hold_is_right(tmp_path, dtype):
     peft.PeftModel.from_pretrained(base, tmp_path / "adapter").merge_and_unload().save_pretrained(tmp_path / "merged")
     assert audit(tmp_path / "adapter", tmp_path / "base", merged=tmp_path / "merged").word == "RIGHT"
     report = audit(tmp_path / "adapter", tmp_path / "float", merged=tmp_path / "merged")
-    assert any("over the base in NF4" in text for text in report.diagnoses), str(report)
+    assert any("into the base in NF4" in text for text in report.diagnoses), str(report)
 
 
 def test_the_page_has_what_the_example_of_broken_merges_prints():
