@@ -216,6 +216,7 @@ def with_tests(modules: set[str]) -> list[tuple[tuple[str, ...], tuple[str, ...]
     """Return modules with the tests that are about them: those of `PARTS`, or of their folder."""
     found: dict[tuple[str, ...], list[str]] = {}
     listed = {module: tests for part in ("core", "rim") for names, tests in PARTS[part] for module in names}
+    listed["gradients"] = ("test_training",)  # tests/test_gradients.py is about the layers
     for module in sorted(modules - {*IN_PROCESSES["minilora"]}):
         folder, _, name = module.partition("/")
         own = folder if name else f"test_{folder}"
