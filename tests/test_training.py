@@ -16,7 +16,8 @@ from safetensors.numpy import load_file
 from minilora import Adam, Embedding, Linear, LoRA, TrainingDiverged, cross_entropy, evaluate, mse, train
 from minilora.files import checkpoint
 from minilora.layer import Layer, nest
-from minilora.training import Passes, backpropagate, draw_batches
+from minilora.schedule import Schedule
+from minilora.training import Passes, backpropagate, draw_batches, settings_of
 from minilora.watching import progress_bar
 
 from .support.cases import PRODUCTS as CASES
@@ -589,3 +590,9 @@ def test_targets_that_a_loss_would_broadcast_are_refused():
 def test_targets_of_which_none_counts_are_refused():
     with pytest.raises(ValueError, match=r"^Y has no target that counts: all of them are -100$"):
         evaluate(make(LINEAR), DATA.x, np.full(50, -100), cross_entropy)
+
+
+def test_a_schedule_without_a_name_is_recorded_by_its_repr():
+    params = {"w": np.ones(2)}
+    for schedule in (Schedule("linear", steps=5), Schedule("cosine", steps=7, warmup=2)):
+        assert settings_of(Adam(params, schedule=schedule), mse, None)["schedule"] == repr(schedule)
