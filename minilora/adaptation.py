@@ -125,8 +125,7 @@ def put_beside(model: Layer, target_modules: str | Sequence[str], beside: Callab
     def adapted(path: str, layer: Any) -> Layer:
         result = beside(path, layer)
         if not (isinstance(result, Layer) and is_adapted(result) and hasattr(result, "adapter")):
-            got = type(result).__name__
-            raise TypeError(f"beside({path!r}, ...) returned a {got}, expected a Layer with an adapter and merge()")
+            raise TypeError(f"beside({path!r}, ...) must return a Layer with adapter, merge(), got {kind_of(result)}")
         return result
 
     return _replaced(model, named_layers(model, target_modules), adapted)
@@ -286,8 +285,7 @@ def _start(layer: Any, *, use_rslora: bool, init: str, **numbers: Any) -> tuple[
 def _start_stacked(layer: StackedLinear, *, rank: int, use_rslora: bool, **numbers: Any) -> StackedLoRA:
     """Return new adapters of a stack of weights with PEFT's initialisation: A uniform, B zero."""
     (n_out, n_in), E = layer.shape, layer.experts
-    like = layer.weight
-    new = LoRA.init(n_in, n_out, rank=rank * E, **numbers, dtype=like.dtype, backend=backend_of(like))
+    new = LoRA.init(n_in, n_out, rank=rank * E, **numbers, dtype=layer.weight.dtype, backend=backend_of(layer.weight))
     return StackedLoRA(new.lora_A, new.lora_B, new.alpha, experts=E, use_rslora=use_rslora)
 
 

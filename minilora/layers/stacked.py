@@ -71,10 +71,7 @@ def grouped_matmul(x: Array, W: Array, counts: Sequence[int], onto: Array | None
     rows = xp.empty((len(x), W.shape[1]), xp.result_type(x, W)) if onto is None else onto
     for e, part in groups(counts):
         y = x[part] @ W[e].T  # eq. (moe.5)
-        if onto is None:
-            rows[part] = y
-        else:
-            rows[part] += y
+        rows[part] = y if onto is None else rows[part] + y
     return rows
 
 
@@ -84,10 +81,7 @@ def grouped_matmul_dx(dy: Array, W: Array, counts: Sequence[int], onto: Array | 
     rows = xp.empty((len(dy), W.shape[2]), xp.result_type(dy, W)) if onto is None else onto
     for e, part in groups(counts):
         dx = dy[part] @ W[e]  # eq. (moe.7)
-        if onto is None:
-            rows[part] = dx
-        else:
-            rows[part] += dx
+        rows[part] = dx if onto is None else rows[part] + dx
     return rows
 
 
