@@ -124,6 +124,27 @@ def check_trainable(name: str, value: Array, like: Array = None, like_name: str 
         raise TypeError(f"{name} has dtype {value.dtype}, expected float32 or float64: others cannot be trained")
 
 
+def check_updatable(name: str, p: Array, first: Array, first_name: str) -> None:
+    """Require a trainable array of the same library as the first, whose entries do not share memory."""
+    check_trainable(name, p)
+    check_library(name, p, like=first, like_name=first_name)
+    if isinstance(p, np.ndarray) and not p.flags.writeable:
+        raise ValueError(f"{name} is read-only: Adam updates it in place, so give a copy")
+    if isinstance(p, np.ndarray) and p.size and overlaps_itself(p):
+        raise ValueError(f"{name} has entries that share memory, as of a view: give a copy")
+
+
+def overlaps_itself(p: np.ndarray) -> bool:
+    """Return whether an array's strides let two entries share memory: each stride must exceed all smaller extents."""
+    reach = p.itemsize
+    for axis in np.argsort(np.abs(p.strides)):
+        stride, size = abs(p.strides[axis]), p.shape[axis]
+        if size > 1 and stride < reach:
+            return True
+        reach += stride * (size - 1)
+    return False
+
+
 def check_library(name: str, value: Array, like: Array, like_name: str) -> None:
     """Require an array of the same library as `like`: nothing is moved to or from a GPU silently."""
     if type(value) is type(like):

@@ -69,10 +69,8 @@ from .checks import (
     Array,
     check_array,
     check_instance,
-    check_library,
     check_number,
     check_shape,
-    check_trainable,
     is_array,
     kind_of,
 )
@@ -484,27 +482,6 @@ def _sized(name: str, axes: str, shape: tuple[int, ...]) -> str:
         return f"{name} is {shape[0]} -> {shape[1]} wide, expected {axes}"
     letters = str(tuple(_letters(axes))).replace("'", "")
     return f"{name} has shape {shape}, expected {letters}"
-
-
-def check_updatable(name: str, p: Array, first: Array, first_name: str) -> None:
-    """Require a trainable array of the same library as the first, whose entries do not share memory."""
-    check_trainable(name, p)
-    check_library(name, p, like=first, like_name=first_name)
-    if isinstance(p, np.ndarray) and not p.flags.writeable:
-        raise ValueError(f"{name} is read-only: Adam updates it in place, so give a copy")
-    if isinstance(p, np.ndarray) and p.size and overlaps_itself(p):
-        raise ValueError(f"{name} has entries that share memory, as of a view: give a copy")
-
-
-def overlaps_itself(p: np.ndarray) -> bool:
-    """Return whether an array's strides let two entries share memory: each stride must exceed all smaller extents."""
-    reach = p.itemsize
-    for axis in np.argsort(np.abs(p.strides)):
-        stride, size = abs(p.strides[axis]), p.shape[axis]
-        if size > 1 and stride < reach:
-            return True
-        reach += stride * (size - 1)
-    return False
 
 
 def check_model(value: Any) -> None:
