@@ -174,7 +174,7 @@ def examples() -> list[Problem]:
 
 def is_caught(mistake: Mistake) -> bool:
     """Whether what runs the function rejects it with the mistake, within five examples."""
-    for subject in subjects_of()[mistake.function][:4]:
+    for subject in subjects_of()[mistake.function][:6]:
         for problem in examples():
             subject.run(problem)  # once by the right code, so that what is drawn until it fits is there
             with mistake.made():
