@@ -31,10 +31,13 @@ MAX_FILE_BYTES = 1 << 28
 
 
 class RegularFile(io.FileIO):
-    """A regular file that stays open while this object lives."""
+    """A regular file, open for reading while this object lives."""
 
     def __init__(self, path: Path) -> None:
-        super().__init__(path)
+        with reading(path):
+            if not stat.S_ISREG(os.stat(path).st_mode):
+                raise FileRefused(path, "not a regular file")
+            super().__init__(path)
         self.opened = os.fstat(self.fileno())
 
     def __del__(self) -> None:
@@ -48,19 +51,11 @@ class RegularFile(io.FileIO):
                 raise FileRefused(self.name, "another program modified it while it was being read: read it again")
 
 
-def open_regular(path: Path) -> RegularFile:
-    """Open a regular file for reading."""
-    with reading(path):
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            raise FileRefused(path, "not a regular file")
-        return RegularFile(path)
-
-
 def model_format(path: Path) -> str:
     """Return a model's format: "folder", or the suffix ".gguf" or ".npz" of a regular file."""
     if os.path.isdir(path):
         return "folder"
-    open_regular(path).close()
+    RegularFile(path).close()
     if path.suffix not in (".gguf", ".npz"):
         raise FileRefused(path, "expected a folder with config.json, a .gguf file or a .npz file")
     return path.suffix
@@ -68,7 +63,7 @@ def model_format(path: Path) -> str:
 
 def read_whole(path: Path) -> bytes:
     """Return the bytes of a regular file of at most `MAX_FILE_BYTES`."""
-    with open_regular(path) as file, reading(path):
+    with RegularFile(path) as file, reading(path):
         if os.fstat(file.fileno()).st_size > MAX_FILE_BYTES:
             raise FileRefused(path, f"larger than {MAX_FILE_BYTES} bytes, the limit for such a file")
         return file.read()
@@ -76,7 +71,7 @@ def read_whole(path: Path) -> bytes:
 
 def read_start(path: Path, count: int) -> bytes:
     """Return the first bytes of a regular file, which identify its format."""
-    with open_regular(path) as file, reading(path):
+    with RegularFile(path) as file, reading(path):
         return file.read(count)
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ..texts import FileRefused
-from .disk import open_regular, parse_json, read_json, synced
+from .disk import RegularFile, parse_json, read_json, synced
 from .peft import CONFIG_NAME
 from .tensors import MODEL_CONFIG, Weights
 
@@ -82,7 +82,7 @@ def companions(folder: Path, *, untied: bool) -> dict[str, Path | bytes]:
         # The index is written separately, and an adapter's configuration does not belong in a merged folder.
         skipped = path.name.startswith(".") or path.name.endswith(".index.json") or path.name == CONFIG_NAME
         if path.suffix in COPIED and not skipped and not path.is_dir():
-            open_regular(path).close()
+            RegularFile(path).close()
             _check_within(folder, path)
             files[path.relative_to(folder).as_posix()] = path
     return files | ({MODEL_CONFIG: _json(config | {"tie_word_embeddings": False})} if untied else {})
@@ -105,5 +105,5 @@ def copy_companions(files: Mapping[str, Path | bytes], folder: Path) -> None:
             if isinstance(content, bytes):
                 target.write(content)
             else:
-                with open_regular(content) as source:
+                with RegularFile(content) as source:
                     shutil.copyfileobj(source, target)

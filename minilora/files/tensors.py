@@ -22,7 +22,7 @@ from ml_dtypes import bfloat16
 from safetensors import SafetensorError, safe_open
 
 from ..texts import FileRefused, reading, short
-from .disk import RegularFile, member, open_regular, parse_json, read_whole
+from .disk import RegularFile, member, parse_json, read_whole
 from .dtypes import FLOATS, cast
 
 INDEX_NAME, SINGLE_NAME = "model.safetensors.index.json", "model.safetensors"
@@ -74,7 +74,7 @@ class TensorFile:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self.file = open_regular(self.path)
+        self.file = RegularFile(self.path)
         with reading(self.path):
             first = self.file.read(8)
             try:
@@ -229,7 +229,7 @@ def _open_single(path: Path) -> Weights:
 
 def _open_shards(path: Path) -> Weights:
     """Open the shards of an index; each tensor must occur once, in the file that the index names."""
-    index, text = open_regular(path), read_whole(path)
+    index, text = RegularFile(path), read_whole(path)
     weight_map = parse_json(path, text, Index).weight_map
     files = {shard: TensorFile(member(path.parent, shard)) for shard in sorted(set(weight_map.values()))}
     index.check_unchanged(in_place=True)  # so the files come from the same save

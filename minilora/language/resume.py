@@ -23,7 +23,7 @@ import msgspec
 from ..backend import Backend
 from ..extras import needed
 from ..files.checkpoint import Checkpoint, CheckpointError, Saved, check_no_differences, describe, read_checkpoint
-from ..files.disk import open_regular
+from ..files.disk import RegularFile
 from ..files.peft import CONFIG_NAME, WEIGHTS_NAME
 from ..files.tensors import MODEL_CONFIG, open_weights
 from ..layer import rebuild
@@ -131,7 +131,7 @@ def file_digest(*paths: Path, ends: int | None = None) -> str:
     """Return a hash of files' contents, or of their sizes and first and last `ends` bytes; paths do not matter."""
     sha = hashlib.sha256()
     for path in paths:
-        with open_regular(path) as file:
+        with RegularFile(path) as file:
             size = os.fstat(file.fileno()).st_size
             sha.update(f"{size} ".encode() + file.read(ends or -1))
             if ends is not None:

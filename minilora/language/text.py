@@ -24,7 +24,7 @@ import numpy as np
 from ..backend import backend_of
 from ..checks import Array, check_ids, check_integer, check_shape
 from ..fast.widths import of_area, widths
-from ..files.disk import open_regular
+from ..files.disk import RegularFile
 from ..fitting import check_data
 from ..gradients import backpropagate
 from ..losses import IGNORE_INDEX, Loss, count, cross_entropy
@@ -107,7 +107,7 @@ def evenly_spaced(rows: np.ndarray, most: int | None) -> np.ndarray:
 
 def read_text(path: Path) -> str:
     """Return the text in a regular file, which must be UTF-8 and not blank."""
-    with reading(path), open_regular(path) as file:
+    with reading(path), RegularFile(path) as file:
         data = file.read()
         if data[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in data[:2]:  # every second byte of UTF-16 is often 0
             raise ValueError("the text is in UTF-16, expected UTF-8")

@@ -16,10 +16,10 @@ from safetensors.numpy import load_file, save_file
 from minilora import FileRefused, LoRA, load_adapter, save_adapter
 from minilora.files import disk
 from minilora.files.disk import (
+    RegularFile,
     check_new_file,
     is_new_or_empty,
     member,
-    open_regular,
     parse_json,
     read_json,
     read_start,
@@ -51,7 +51,7 @@ def test_a_name_that_leads_out_of_its_folder_is_refused(tmp_path, name):
     ("folder", "not a regular file"),
     ("missing", "No such file or directory"),
 ])  # fmt: skip
-@pytest.mark.parametrize("read", [open_regular, read_whole, read_json, lambda path: read_start(path, 4)])
+@pytest.mark.parametrize("read", [RegularFile, read_whole, read_json, lambda path: read_start(path, 4)])
 def test_nothing_but_a_regular_file_is_opened(tmp_path, name, reason, read):
     """Neither is a pipe waited for."""
     os.mkfifo(tmp_path / "pipe")

@@ -18,12 +18,14 @@ from safetensors.numpy import load_file, save_file
 
 from minilora import FileRefused, LoRA, load_adapter, save_adapter
 from minilora.audit.formats import open_adapter
-from minilora.files.disk import open_regular
+from minilora.files.disk import RegularFile
 from minilora.files.tensors import INDEX_NAME, TensorFile, open_weights
+from minilora.language.files.weights import load
 
 from ..support.adapter_folder import CONFIG, WEIGHTS
 from ..support.compare import refused
 from ..support.disk import Killed, cut_at, paused_at
+from ..support.language import tiny_llama, write_folder
 
 
 def adapter(value, rank, alpha):
@@ -137,7 +139,7 @@ def test_another_file_of_one_size_and_time_is_another(tmp_path):
     for name in "fg":
         (tmp_path / name).write_bytes(b"12")
         os.utime(tmp_path / name, (1, 1))
-    file = open_regular(tmp_path / "f")
+    file = RegularFile(tmp_path / "f")
     file.check_unchanged(in_place=True)
     os.replace(tmp_path / "g", tmp_path / "f")
     file.check_unchanged()
@@ -190,3 +192,33 @@ def test_a_model_that_is_replaced_gives_the_shards_of_one(tmp_path):
         put_models()
     assert all(state in ({1.0}, None, {2.0}) for state in seen)
     assert all(state in seen for state in ({1.0}, None, {2.0}))
+
+
+def test_a_model_saved_anew_is_old_new_or_refused(tmp_path):
+    """Another program writes the configuration first, and then weights of the same names and shapes."""
+    folder, other = tmp_path / "m", tmp_path / "new"
+    for path, eps, value in (folder, 1e-5, 1.0), (other, 1e-3, 2.0):
+        write_folder(path, tiny_llama(dtype="float32"))
+        config = json.loads((path / "config.json").read_text()) | {"rms_norm_eps": eps}
+        (path / "config.json").write_text(json.dumps(config))
+        arrays = load_file(path / "model.safetensors")
+        save_file({name: np.full_like(a, value) for name, a in arrays.items()}, path / "model.safetensors")
+    before = shutil.copytree(folder, tmp_path / "before")
+
+    def save_anew():
+        for name in ("config.json", "model.safetensors"):
+            os.replace(shutil.copy(other / name, tmp_path / "part"), folder / name)
+
+    def read(path):
+        config, arrays = load(path)
+        return config.rms_norm_eps, {number for a in arrays.values() for number in a.ravel().tolist()}
+
+    old, new, seen = (1e-5, {1.0}), (1e-3, {2.0}), []
+    with paused_at(0, None) as calls:
+        assert read(folder) == old
+    for at in range(1, len(calls) + 1):
+        with paused_at(at, save_anew):
+            seen.append(result(read, folder))
+        shutil.copytree(before, folder, dirs_exist_ok=True)
+    assert all(state in (old, None, new) for state in seen)
+    assert all(state in seen for state in (old, None, new))

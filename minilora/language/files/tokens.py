@@ -23,7 +23,7 @@ import msgspec
 
 from ...checks import check_path
 from ...extras import needed
-from ...files.disk import model_format, open_regular, read_json, read_whole
+from ...files.disk import RegularFile, model_format, read_json, read_whole
 from ...files.tensors import MODEL_CONFIG
 from ...texts import FileRefused, named, reading, short
 from .gguf import gguf_tokenizer
@@ -366,7 +366,7 @@ def _composed(text: str) -> list[tuple[int, int]]:
 
 def _from_glassllm(path: Path) -> Tokenizer:
     glassllm, file = needed("glassllm", "an .npz file"), path.with_suffix(".tokenizer.json")
-    open_regular(file).close()
+    RegularFile(file).close()
     with reading(file):
         tokenizer = glassllm.Tokenizer.load(file)
 

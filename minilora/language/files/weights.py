@@ -26,7 +26,7 @@ from msgspec import field
 
 from ...backend import Backend, backend_or_numpy
 from ...checks import Array, check_choice, check_flag, check_path
-from ...files.disk import model_format, read_json
+from ...files.disk import RegularFile, model_format, read_json
 from ...files.experts import MIXTRAL_MLP, ExpertTensor, expert_tensors
 from ...files.modelfolder import EMBEDDING, HEAD_WEIGHT
 from ...files.peft import CONFIG_NAME
@@ -97,11 +97,12 @@ def open_llama(path: str | Path, *, keep_blocks: bool = False) -> tuple[LlamaCon
 
 def _open_folder(path: Path) -> tuple[LlamaConfig, dict[str, tuple[int, ...]], Reader]:
     """Return the configuration in a folder, the shapes of its arrays, and a function that reads one."""
-    settings = read_json(path / MODEL_CONFIG)
+    file, settings = RegularFile(path / MODEL_CONFIG), read_json(path / MODEL_CONFIG)
     config = from_json(path / MODEL_CONFIG, settings)
     if (path / CONFIG_NAME).exists():  # transformers would load it with the model
         raise FileRefused(path / CONFIG_NAME, "an adapter in a model's folder: move it to its own folder")
     base = open_weights(path)
+    file.check_unchanged(in_place=True)  # so both come from the same save: programs write the configuration first
     quantised = NF4Weights(path / MODEL_CONFIG, base, settings.get("quantization_config"))
     experts = _experts(config, base)
     shapes = {name: shape for name, (shape, _) in experts.items()}
