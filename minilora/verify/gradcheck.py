@@ -52,6 +52,8 @@ NOISE = {"complex": 1e-13, "central": 1e-9}
 WELL_ABOVE = 10
 """A slope must exceed the tolerance by this factor, or even a gradient of zeros would pass."""
 COMPLEX_STEP = 1e-20
+STEEP = 1e-5
+"""A share of a slope; if halving the step changes the slope by more, central differences take shorter steps."""
 CENTRAL_STEP: float = float(np.finfo(np.float64).eps) ** (1 / 5)  # balances Richardson's h^4 against rounding's 1 / h
 
 
@@ -91,6 +93,7 @@ class BlockReport:
     factor: float | None = None  # a common factor of all entries, if there is one: 2, N and alpha/r are telling
     left: float | None = None  # the slope on the left of a kink, if there is one
     right: float | None = None  # the slope on its right
+    unread: bool = False  # whether every measured slope is exactly zero
     passed: bool = True  # whether the error is within the tolerance
 
     @property
@@ -102,6 +105,8 @@ class BlockReport:
     def diagnosis(self) -> list[str]:
         """Sentences about a wrong gradient in addition to its worst entry."""
         sentences = []
+        if self.unread:
+            sentences.append(f"every measured slope is 0: does f read {self.name!r} from the dict it is handed?")
         if self.factor is not None:
             sentences.append(f"every slope is off by the same factor, {self.factor:.9g}")
         if self.left is not None:
@@ -306,7 +311,7 @@ def _explain(block: BlockReport, slopes: Slopes, slope: SlopeOf, t: _Tried, rng:
             way = _entry(block.shape, worst)
             block = replace(block, worst=worst, analytic=analytic, numeric=numeric)
     seen = np.abs(t.numeric) > 1e-6 * np.abs(t.numeric).max()
-    ratios = t.analytic[seen] / t.numeric[seen]
+    block, ratios = replace(block, unread=not t.numeric.any()), t.analytic[seen] / t.numeric[seen]
     if len(ratios) > 1 and np.ptp(ratios) <= 1e-5 * abs(ratios[0]):
         block = replace(block, factor=float(np.median(ratios)))
     sides = slopes.sides(block.name, way)
@@ -393,10 +398,17 @@ class Slopes:
         return complex(self.number(self.f(self.moved(self.complex_params, name, by)))).imag / COMPLEX_STEP
 
     def central_slope(self, name: str, direction: np.ndarray) -> float:
-        """Return the slope along the direction by central differences at two steps."""
-        h = self.step(name)
-        # Halving h quarters the h^2 error, so this combination cancels it.
-        return (4 * self.difference(name, direction, h / 2) - self.difference(name, direction, h)) / 3
+        """Return the slope along the direction by central differences at two steps, both shorter if f turns fast."""
+        slope, best, h = math.nan, math.inf, self.step(name)
+        for step in (h, h / 8, h / 64, h / 512):
+            half, whole = (self.difference(name, direction, s) for s in (step / 2, step))
+            # Halving h quarters the h^2 error, so this combination cancels it. What is left is about its square.
+            combined = (4 * half - whole) / 3
+            error = abs(combined - half)
+            slope, best = (slope, best) if error >= best else (combined, error)
+            if not error > STEEP * max(1.0, abs(slope)):  # also NaN: f is not finite there
+                break
+        return slope
 
     def step(self, name: str) -> float:
         """Return the step of a central difference: fixed, but large enough to change the largest entry."""
@@ -411,13 +423,17 @@ class Slopes:
 
     def sides(self, name: str, direction: np.ndarray) -> tuple[float, float] | None:
         """Return the slopes on both sides of a kink, or None if there is no kink."""
-        h = self.step(name) / 4
-        slopes = np.diff([self.at(name, direction, k * h) for k in range(-4, 5)]) / h
-        # Over eight steps a smooth function's slope changes gradually; across a kink, within two of them.
-        changes = np.diff(slopes)
-        total, across_two = np.abs(changes).sum(), np.abs(changes[:-1] + changes[1:]).max()
-        kink = across_two > max(1e-4 * max(1.0, abs(slopes[0])), 0.75 * total)
-        return (float(slopes[0]), float(slopes[-1])) if kink else None
+        h, centre, seen = self.step(name) / 4, 0.0, []
+        for _ in range(3):  # closer each time: a smooth function that only turns fast becomes gradual
+            slopes = np.diff([self.at(name, direction, centre + k * h) for k in range(-4, 5)]) / h
+            # Over eight steps a smooth function's slope changes gradually; across a kink, within two of them.
+            changes = np.diff(slopes)
+            across_two = np.abs(changes[:-1] + changes[1:])
+            if not across_two.max() > max(1e-4 * max(1.0, abs(slopes[0])), 0.75 * np.abs(changes).sum()):
+                return None
+            seen.append((float(slopes[0]), float(slopes[-1])))
+            centre, h = centre + (int(across_two.argmax()) - 2.5) * h, h / 4
+        return seen[0]
 
     def distrust_complex_step(self, rng: np.random.Generator) -> str:
         """Return why the complex step cannot be used on this function, or "" if it can."""
@@ -457,5 +473,9 @@ def check_claim(params: Mapping[str, Array], grads: Mapping[str, Array], cotange
             raise CheckRefused(f"{label} has dtype {array.dtype}, expected float64: slopes of less cannot be trusted")
     for name, p in params.items():
         check_shape(f"grads[{name!r}]", grads[name], p.shape)
+        if 0 in p.shape:
+            raise CheckRefused(f"params[{name!r}] has shape {tuple(p.shape)}: an empty array has no slope to check")
     check_finite(**arrays)
+    if cotangent is not None and not cotangent.any():
+        raise CheckRefused("cotangent is 0 everywhere, and so is every slope: give random numbers, for example")
     check_apart(params)  # f would see only one of them move

@@ -360,14 +360,38 @@ def test_a_kink_is_told_from_a_bend(f, slopes):
         assert f"x: a kink, with slope {slopes[0]:z.9g} on the left, {slopes[1]:z.9g} on the right" in str(report)
 
 
-@pytest.mark.parametrize(("away", "below"), [(1e-5, 0), *((away, 1000) for away in (1e-6, 2e-4, 4.6e-4, 6e-4, -6e-4))])
+@pytest.mark.parametrize(("away", "below"), [(1e-5, 0), *((away, 1000) for away in (2e-4, 4.6e-4, 6e-4, -6e-4, 1e-6))])
 def test_a_kink_within_a_step_fails_no_right_gradient(away, below):
-    """A step of the central difference, 7e-4, reaches over it; a complex step does not."""
+    """The first step of central differences, 7e-4, crosses the kink, so shorter ones follow until none is crossed."""
     x, slopes = np.array([[0.5, away], [-2.0, 1.5]]), np.array([[2.0, 3], [5, 7]])
     f, right = of(lambda x: (np.where(x.real > 0, x, 0) * slopes).sum()), np.where(x > 0, slopes, 0)
     assert passed(f, right, {"x": x}).method == "complex"
-    block = wrong(failed(f, right, {"x": x}, method="central", every_entry_below=below))
+    if away != 1e-6:
+        passed(f, right, {"x": x}, method="central", every_entry_below=below)
+        return
+    block = wrong(failed(f, right, {"x": x}, method="central", every_entry_below=below))  # within the shortest step
     assert (block.worst, block.left + 1 < block.right) == ((0, 1), True)
+
+
+STEEP = [
+    (lambda x: np.sin(300 * x), lambda x: 300 * np.cos(300 * x), np.linspace(-2, 2, 7)),
+    (lambda x: 1 / x, lambda x: -1 / x**2, np.array([1e-3, 0.5, -0.02])),
+    (lambda x: np.tanh(500 * x), lambda x: 500 / np.cosh(500 * x) ** 2, np.array([1e-3, 2e-3, -4e-4])),
+]
+
+
+@pytest.mark.parametrize(("f", "slope", "x"), STEEP)
+def test_a_function_steeper_than_the_step_is_measured_by_shorter_ones(f, slope, x):
+    passed(of(lambda x: f(x).sum()), slope(x), {"x": x}, method="central")
+    report = failed(of(lambda x: f(x).sum()), 1.01 * slope(x), {"x": x}, method="central")
+    assert wrong(report).factor == pytest.approx(1.01, abs=1e-7)
+    assert wrong(report).left is None
+
+
+def test_a_function_that_reads_another_dict_is_told():
+    params = {"x": np.array([1.0, 2.0])}
+    report = failed(lambda p: (params["x"] ** 2).sum(), 2 * params["x"], params)
+    assert "x: every measured slope is 0: does f read 'x' from the dict it is handed?" in str(report)
 
 
 def test_a_kink_across_a_direction_alone_is_found_there():
@@ -438,6 +462,10 @@ def zero(name):
 
 REFUSED = [  # f, params, grads, settings, what is said
     (cube, {}, {}, {}, "params is empty: there is nothing to check"),
+    (lambda p: (p["x"] ** 2).sum() + p["e"].sum(), {"x": X, "e": X[:0]}, {"x": 2 * X, "e": X[:0]}, {},
+     f"params['e'] has shape {X[:0].shape}: an empty array has no slope to check"),
+    (cube, {"x": X}, {"x": 3 * X**2}, {"cotangent": np.array(0.0)},
+     "cotangent is 0 everywhere, and so is every slope: give random numbers, for example"),
     (cube, ONE, {"y": X}, {}, "grads must have the keys ['x']: missing ['x'], extra ['y']"),
     (cube, ONE, TWO, {}, "grads must have the keys ['x']: missing [], extra ['y']"),
     (cube, ONE, {"x": X[:2]}, {}, "grads['x'] has shape (2, 3), expected (4, 3)"),
