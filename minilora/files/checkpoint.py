@@ -97,7 +97,13 @@ class Checkpoint:
 
     def restore(self, state: TrainingState, saved: Saved) -> None:
         """Restore the state of a checkpoint that has been read."""
-        asarray = backend_of(next(iter(state.optimizer.params.values()))).asarray
+        params = state.optimizer.params
+        for key, array in ((f"{part}.{name}", a) for part in SAVED_GROUPS for name, a in saved.arrays[part].items()):
+            p = params[key.partition(".")[2]]
+            if (array.dtype, array.shape) != (p.dtype, p.shape):  # the checksum covers only the numbers
+                found, expected = f"{array.dtype} {array.shape}", f"{p.dtype} {tuple(p.shape)}"
+                raise CheckpointError(f"{str(self.path)!r}: {key} is {found}, expected {expected}: the file is damaged")
+        asarray = backend_of(next(iter(params.values()))).asarray
         params, m, v, best = ({n: asarray(a) for n, a in saved.arrays[part].items()} for part in SAVED_GROUPS)
         state.optimizer.load_state_dict({"t": saved.t, "m": m, "v": v})
         for name, p in state.optimizer.params.items():

@@ -5,6 +5,7 @@ import functools
 import hashlib
 import json
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -474,6 +475,25 @@ def test_a_changed_name_or_number_of_any_tensor_is_damage(kept, part, name):
     end = header + json.loads(raw[8:header])[key]["data_offsets"][1]
     kept.write_bytes(raw[: end - 4] + bytes([raw[end - 4] ^ 1]) + raw[end - 3 :])  # the last digit of the last number
     assert_refused(kept, DAMAGED)
+
+
+@pytest.mark.parametrize("part", ["m", "params", "v"])
+@pytest.mark.parametrize("shape", [[1, 2, 6], [12], [6, 2]])
+def test_a_changed_shape_of_a_tensor_is_damage(kept, part, shape):
+    """NumPy would broadcast the first, and the checksum is that of the numbers."""
+    raw = kept.read_bytes()
+    header = 8 + int.from_bytes(raw[:8], "little")
+    entries = json.loads(raw[8:header])
+    entries[f"{part}.lora_A"]["shape"] = shape
+    text = json.dumps(entries).encode()
+    kept.write_bytes(len(text).to_bytes(8, "little") + text + raw[header:])
+    model, X, Y, rng = problem()
+    before = {name: p.copy() for name, p in model.trainable().items()}
+    found = f"{part}.lora_A is float32 {tuple(shape)}, expected float32 (2, 6): the file is damaged"
+    with pytest.raises(CheckpointError, match=re.escape(f"{str(kept)!r}: {found}") + "$"):
+        train(model, X, Y, rng=rng, checkpoint=kept, **FIT)
+    for name, p in model.trainable().items():
+        np.testing.assert_array_equal(p, before[name])
 
 
 @pytest.mark.parametrize(
