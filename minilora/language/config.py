@@ -226,7 +226,7 @@ SUPPORTED: dict[str, tuple[Any, ...]] = {
     "partial_rotary_factor": (1, None),
     "is_causal": (True,),
     "attention_chunk_size": (None,),
-    "layer_types": ("full_attention", None),
+    "layer_types": ("full_attention", "sliding_attention", None),  # see `_check_window` for the second
     "kv_sharing_modes": (None,),
     "per_layer_config": (None, {}),
     "text_config": (None,),
@@ -329,8 +329,10 @@ def _mixture(name: str, kind: ModelKind, settings: Mapping[str, Any]) -> Mixture
 
 def _check_window(name: str, settings: Mapping[str, Any], context: int | None) -> None:
     """Require no sliding window, or one over the whole context; a window counts the token's own position."""
-    window, used = settings.get("sliding_window"), settings.get("use_sliding_window")
+    window, used, types = (settings.get(key) for key in ("sliding_window", "use_sliding_window", "layer_types"))
     if window is None or (name.startswith("qwen") and (used is None or not check_flag("use_sliding_window", used))):
+        if "sliding_attention" in (types or ()):
+            raise ValueError(f"layer_types is {short(types)}, supported without a sliding window: 'full_attention'")
         return
     if name == "llama":
         raise ValueError(f"sliding_window is {short(window)}, supported: None")

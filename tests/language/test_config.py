@@ -112,6 +112,14 @@ def test_settings_that_change_nothing_are_ignored():
         assert parsed(**harmless) == parsed()
 
 
+@pytest.mark.parametrize("kind", ["qwen2", "qwen3"])
+def test_a_window_over_the_whole_context_may_have_its_layers(kind):
+    """transformers 5 writes the kind of each layer."""
+    whole = {"model_type": kind, "architectures": None, "max_position_embeddings": 9}
+    types = {"layer_types": ["full_attention", "sliding_attention"], "use_sliding_window": True, "sliding_window": 9}
+    assert parsed(**whole, **types, max_window_layers=1) == parsed(**whole)
+
+
 MISTRAL = {"model_type": "mistral", "architectures": None}
 WINDOW = {"sliding_window": 8, "max_position_embeddings": 9}
 READ = "'llama', 'mistral', 'qwen2', 'qwen3', 'mixtral', 'qwen2_moe', 'qwen3_moe'"
@@ -159,7 +167,11 @@ SETTINGS = [
     ({"rope_parameters": {"full_attention": {"rope_type": "linear"}}},
      "the rotary settings contain 'full_attention', a group for some layers: expected one for all layers"),
     ({"layer_types": ["full_attention", "sliding_attention"]},
-     "layer_types is ['full_attention', 'sliding_attention'], supported: 'full_attention'"),
+     "layer_types is ['full_attention', 'sliding_attention'], supported without a sliding window: 'full_attention'"),
+    ({"model_type": "qwen2", "architectures": None, "layer_types": ["sliding_attention"], "use_sliding_window": False}
+     | WINDOW, "layer_types is ['sliding_attention'], supported without a sliding window: 'full_attention'"),
+    ({"model_type": "qwen3", "architectures": None, "layer_types": ["sliding_attention"], "use_sliding_window": True}
+     | WINDOW, f"sliding_window is 8 and max_position_embeddings 9, {NO_WINDOW}"),
     ({"hidden_size": "absent"}, "there is no 'hidden_size'"),
     ({"hidden_size": "12"}, "hidden_size must be an integer, got '12'"),
     ({"num_hidden_layers": 0}, "num_hidden_layers must be at least 1, got 0"),
@@ -179,7 +191,7 @@ def test_a_setting_is_refused_by_name(settings, message):
 
 NOT_IMPLEMENTED = {
     "hidden_act": "gelu", "partial_rotary_factor": 0.5, "is_causal": False, "attention_chunk_size": 8,
-    "layer_types": "sliding_attention", "kv_sharing_modes": ["store", "reuse"],
+    "layer_types": "chunked_attention", "kv_sharing_modes": ["store", "reuse"],
     "per_layer_config": {"0": {"head_dim": 2}}, "text_config": {"vocab_size": 3}, "decoder": {"vocab_size": 3},
     "generator": {"vocab_size": 3}, "is_encoder_decoder": True, "add_cross_attention": True,
     "compression_config": {"bits": 4}, "fusion_config": {"a": "b"}, "transformers_weights": "other.safetensors",
@@ -189,7 +201,8 @@ NOT_IMPLEMENTED = {
 @pytest.mark.parametrize("name", NOT_IMPLEMENTED)
 def test_a_setting_accepts_only_its_supported_values(name):
     for value in SUPPORTED[name]:
-        assert parsed(**{name: [value] if name == "layer_types" else value}) == parsed()
+        window = MISTRAL | {"sliding_window": 9, "max_position_embeddings": 9} if value == "sliding_attention" else {}
+        assert parsed(**window, **{name: [value] if name == "layer_types" else value}) == parsed(**window)
     for other in (NOT_IMPLEMENTED[name], OTHER, *([] if None in SUPPORTED[name] else [None])):
         with pytest.raises(FileRefused, match=re.escape(f"{name} is {other!r}, supported: ")):
             parsed(**{name: other})

@@ -337,6 +337,18 @@ def test_an_edited_folder_means_the_same_or_is_refused(tmp_path, double, case):
     assert same_or_refused(tmp_path, kind, ids_of(theirs, 3)) == refused
 
 
+@pytest.mark.parametrize("kind", ["qwen2", "qwen3"])
+@pytest.mark.parametrize(("window", "refused"), [(64, False), (65, False), (63, True), (4, True)])
+def test_a_window_is_read_as_transformers_writes_it(tmp_path, double, kind, window, refused):
+    """It writes layer_types: here the first layer attends to everything, and the others through the window."""
+    used = {"use_sliding_window": True, "sliding_window": window, "max_window_layers": 1, "num_hidden_layers": 3}
+    theirs = written(tmp_path, kind, 5, **used)
+    settings = json.loads((tmp_path / "config.json").read_text())
+    assert settings["layer_types"] == ["full_attention", "sliding_attention", "sliding_attention"]
+    assert settings["max_position_embeddings"] == 64
+    assert same_or_refused(tmp_path, kind, ids_of(theirs, 5)) == refused
+
+
 @pytest.mark.parametrize("same", [True, False])
 def test_a_head_beside_a_tied_embedding_means_the_same(tmp_path, double, same):
     theirs = written(tmp_path / "m", "llama", 4, tie_word_embeddings=False)
