@@ -141,7 +141,7 @@ def _unfinished(path: Path, target: Path) -> Iterator[Path]:
     """Yield a short, unique path next to `path`. On an error, remove what is there; a system error names `target`."""
     part = path.absolute().parent / f".{path.name[:40]}-{secrets.token_hex(8)}.part"
     try:
-        with naming_errors(target):
+        with naming_errors(target, part):
             yield part
     except BaseException:
         shutil.rmtree(part, ignore_errors=True) if part.is_dir() else part.unlink(missing_ok=True)
@@ -149,13 +149,14 @@ def _unfinished(path: Path, target: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def naming_errors(path: Path) -> Iterator[None]:
-    """Add the path to a system error that has none, such as that of a full disk."""
+def naming_errors(path: Path, part: Path | None = None) -> Iterator[None]:
+    """Put the path into a system error that has none, such as that of a full disk, or that names `part` instead."""
     try:
         yield
     except OSError as error:
-        if error.filename is None and error.errno is not None:  # an error without a number has its own message
-            error.filename = str(path)
+        unnamed = error.filename is None or (part is not None and str(error.filename).startswith(str(part)))
+        if unnamed and error.errno is not None:  # an error without a number has its own message
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise
 
 

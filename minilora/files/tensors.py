@@ -21,7 +21,7 @@ import numpy as np
 from ml_dtypes import bfloat16
 from safetensors import SafetensorError, safe_open
 
-from ..texts import FileRefused, reading, short
+from ..texts import FileRefused, named, reading, short
 from .disk import RegularFile, member, parse_json, read_whole
 from .dtypes import FLOATS, cast
 
@@ -97,7 +97,8 @@ class TensorFile:
         spec = self.tensors[name]
         if spec.dtype not in FLOATS:
             raise FileRefused(self.path, f"{short(name)} has dtype {spec.dtype}, expected one of {', '.join(FLOATS)}")
-        numbers = self.numbers(name).reshape(spec.shape)
+        with reading(self.path), named(short(name)):
+            numbers = self.numbers(name).reshape(spec.shape)
         return cast(numbers, "float32" if numbers.dtype == bfloat16 else numbers.dtype.newbyteorder("="))
 
     def numbers(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:

@@ -76,9 +76,12 @@ def generate(
     backend = backend_of(model.model.norm.weight)
 
     def choices() -> Iterator[int]:
-        logits, past = model.extend(backend.asarray(ids[None]))
+        with np.errstate(all="ignore"):
+            logits, past = model.extend(backend.asarray(ids[None]))
         for remaining in reversed(range(tokens)):
-            token = choose(backend.to_numpy(logits[0]), temperature, rng, top_p)
+            if not np.isfinite(z := backend.to_numpy(logits[0])).all():
+                raise ValueError("a score of the next token is NaN or infinite: the adapter's numbers are too large")
+            token = choose(z, temperature, rng, top_p)
             if token in ends:
                 return
             yield token

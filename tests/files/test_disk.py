@@ -5,6 +5,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -282,6 +283,22 @@ def test_a_full_disk_loses_nothing_and_names_the_adapter(tmp_path, alpha, monkey
 def test_an_error_that_names_a_file_keeps_its_name(tmp_path, write):
     with pytest.raises(FileNotFoundError, match=r": 'what is read'$"), write(tmp_path / "a"):
         os.stat("what is read")
+    assert contents(tmp_path) == {}
+
+
+@pytest.mark.parametrize("write", [written_whole, written_folder])
+def test_an_error_of_an_unfinished_file_names_the_target(tmp_path, monkeypatch, write):
+    """A folder that another program has made meanwhile, and a folder that cannot be written to."""
+
+    def taken(source, target):
+        raise OSError(errno.ENOTEMPTY, "Directory not empty", source, None, target)
+
+    monkeypatch.setattr(os, "replace", taken)
+    with (
+        pytest.raises(OSError, match=re.escape(f"Directory not empty: '{tmp_path / 'a'}'") + "$"),
+        write(tmp_path / "a"),
+    ):
+        pass
     assert contents(tmp_path) == {}
 
 

@@ -151,3 +151,12 @@ def test_bad_input_is_refused_before_anything_is_computed(monkeypatch):
         monkeypatch.setattr(type(model), "extend", lambda *a: pytest.fail("the model ran"))
         with refused(message, error):
             generate(**{"model": model, "prompt": [1], "tokens": 3, **change})
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_scores_that_are_not_finite_are_refused(temperature):
+    model = tiny_llama(dtype="float32")
+    model.lm_head.weight[3] = 3e38
+    with pytest.raises(ValueError, match=r"^a score of the next token is NaN or infinite: .* are too large$"):
+        list(generate(model, [1, 2], 3, temperature=temperature, rng=np.random.default_rng(0)))

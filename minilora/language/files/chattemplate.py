@@ -9,7 +9,8 @@ a ``.gguf`` file      its key ``tokenizer.chat_template``
 ====================  ===================================================================================
 
 A template is a program that comes with the weights. It runs as in transformers: in jinja2's sandbox, without access to
-files or to Python, and with the same functions. Nothing limits its time: an endless loop runs until Ctrl-C.
+files or to Python, and with the same functions. Nothing limits its time: an endless loop runs until Ctrl-C. On Linux
+its memory is limited: a template of a hundred characters can double a text until the machine has none left.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ from __future__ import annotations
 import json
 import re
 import secrets
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NoReturn, TypeAlias
@@ -39,6 +42,8 @@ REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
 """The keys under which a message may have the model's reasoning."""
 SPECIAL_NAMES = {"bos": "bos", "eos": "eos", "unknown": "unk", "padding": "pad"}
 """The special tokens' names in a .gguf file, with their names in a template."""
+TEMPLATE_MEMORY = 1 << 28
+"""The most bytes that a template may use while it renders."""
 NONCE = str(secrets.randbits(128))  # occurs in no chat, and no filter that changes letters alters it
 BEGIN_MARK, END_MARK = f"\ue000{NONCE}\ue001", f"\ue000{NONCE}\ue002"
 """Marks around the text between a template's generation tags."""
@@ -50,7 +55,7 @@ class ChatTemplate:
     def __init__(self, path: str | Path, templates: Mapping[str, str], tokens: Mapping[str, str] | None = None) -> None:
         self.path, self.templates, self.tokens = path, dict(templates), dict(tokens or {})
         plain, marking = _sandbox("", ""), _sandbox(BEGIN_MARK, END_MARK)
-        with reading(path):
+        with reading(path), _limited_memory():  # constant expressions are computed here
             self._plain = {name: plain.from_string(templates[name]) for name in TEMPLATE_NAMES & templates.keys()}
             self._marking = {name: marking.from_string(templates[name]) for name in self._plain}
 
@@ -76,10 +81,32 @@ class ChatTemplate:
     def _write(self, template: Any, messages: Sequence[Message], tools: Tools, ask: bool) -> str:
         values = {"messages": [_as_transformers(message) for message in messages], "tools": tools, "documents": None}
         try:
-            return str(template.render({**self.tokens, **values, "add_generation_prompt": ask}))
+            with _limited_memory():
+                return str(template.render({**self.tokens, **values, "add_generation_prompt": ask}))
+        except MemoryError as error:
+            reason = f"its chat template needs more than {TEMPLATE_MEMORY >> 20} MiB of memory to render this"
+            raise FileRefused(self.path, reason) from error
         except Exception as error:  # a template may refuse a role, divide by zero, or nest too deeply
             reason = f"{type(error).__name__}: {error}"
             raise FileRefused(self.path, f"its chat template cannot render this: {reason}") from error
+
+
+@contextmanager
+def _limited_memory() -> Iterator[None]:
+    """Let this process reserve at most `TEMPLATE_MEMORY` more bytes, on Linux, which enforces such a limit."""
+    if sys.platform != "linux":
+        yield
+        return
+    import resource
+
+    before = soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    reserved = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    most = reserved + TEMPLATE_MEMORY
+    resource.setrlimit(resource.RLIMIT_AS, (most if soft == resource.RLIM_INFINITY else min(soft, most), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
 
 
 def _sandbox(begins: str, ends: str) -> Any:

@@ -12,6 +12,9 @@ glassllm's ``.npz`` file   the ``.tokenizer.json`` next to it, in its own format
 from __future__ import annotations
 
 import itertools
+import math
+import os
+import sys
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,12 +26,14 @@ import msgspec
 
 from ...checks import check_path
 from ...extras import needed
-from ...files.disk import RegularFile, model_format, read_json, read_whole
+from ...files.disk import RegularFile, model_format, parse_json, read_json, read_whole
 from ...files.tensors import MODEL_CONFIG
 from ...texts import FileRefused, named, reading, short
 from .gguf import gguf_tokenizer
 
 TOKENIZER_FILE = "tokenizer.json"
+MAX_GROWTH = 64
+"""How many times as long a tokenizer may make a text; most replace single characters."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +103,9 @@ class Ends(msgspec.Struct):
 def _from_folder(folder: Path) -> Tokenizer:
     tokenizers, path, settings = needed("tokenizers", TOKENIZER_FILE), folder / TOKENIZER_FILE, read_settings(folder)
     with _errors_of(path):
-        tokenizer = tokenizers.Tokenizer.from_buffer(read_whole(path))
+        content = read_whole(path)
+        tokenizer = tokenizers.Tokenizer.from_buffer(content)
+        _check_growth(path, parse_json(path, content, Rewriting))
         tokenizer.no_truncation()  # transformers resets both at each call
         tokenizer.no_padding()
     if dropout := getattr(tokenizer.model, "dropout", None):
@@ -121,6 +128,27 @@ def _from_folder(folder: Path) -> Tokenizer:
             end = read_json(folder / name, Ends).eos_token_id
             return _of(path, tokenizer, [end] if isinstance(end, int) else end or [], last)
     return _of(path, tokenizer, [], last)
+
+
+class Rewriting(msgspec.Struct):
+    """The parts of tokenizer.json that may change a text."""
+
+    normalizer: Any = None
+    decoder: Any = None
+
+
+def _check_growth(path: Path, parts: Rewriting) -> None:
+    """Require parts that make a text at most `MAX_GROWTH` times as long, since the package limits no memory."""
+
+    def growth(step: Any) -> int:
+        if not isinstance(step, dict):
+            return 1
+        own = len(str(step.get("content", ""))) if step.get("type") == "Replace" else 1
+        return max(1, own) * math.prod(map(growth, step.get("normalizers") or step.get("decoders") or ()))
+
+    for name in ("normalizer", "decoder"):
+        if (times := growth(getattr(parts, name))) > MAX_GROWTH:
+            raise FileRefused(path, f"its {name} can make a text {times:,} times longer, supported: {MAX_GROWTH} times")
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
@@ -207,12 +235,28 @@ def _of(path: Path, tokenizer: Any, end: Sequence[int], last: int | None = None)
 def _errors_of(path: Path) -> Iterator[None]:
     """Turn errors of the package `tokenizers` into `FileRefused`, including panics, which are BaseExceptions."""
     try:
-        with reading(path):
+        with reading(path), _silenced():
             yield
     except BaseException as error:
         if type(error).__name__ != "PanicException":
             raise
         raise FileRefused(path, str(error)) from error
+
+
+@contextmanager
+def _silenced() -> Iterator[None]:
+    """Discard what the body writes to the process's stderr: a panic prints its own lines before it is raised."""
+    if sys.stderr is None:  # the process has none, and another file may have its number
+        yield
+        return
+    shown = os.dup(2)
+    try:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+            yield
+    finally:
+        os.dup2(shown, 2)
+        os.close(shown)
 
 
 def _before_a_text(tokenizer: Any) -> list[int]:

@@ -1,12 +1,16 @@
 """Chat templates: where they stand, what they are given, and what they may not do."""
 
 import json
+import sys
 import time
 
 import pytest
 
+from minilora.language.files import chattemplate
 from minilora.language.files.chattemplate import ChatTemplate, load_template
 from minilora.texts import FileRefused
+
+from ...support.compare import refused
 
 pytest.importorskip("jinja2", reason="pip install -e '.[models]'")
 END = "{% endgeneration %}"
@@ -186,6 +190,26 @@ def test_a_chats_own_letters_are_no_marks():
     found = template("{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}.{% endfor %}")
     letters = "\ue000 \ue001 \ue002 \ue0001\ue001"
     assert found.render_with_turns([{"role": "user", "content": letters}]) == (f"{letters}.", [(0, len(letters))])
+
+
+BOUNDLESS = [
+    "{% set ns = namespace(x='a') %}{% for _ in range(40) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}{{ ns.x }}",
+    "{{ 'a\n' | indent(10 ** 10, true) }}",
+    "{{ messages[0].content * 10 ** 11 }}",
+]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux enforces a limit on memory")
+@pytest.mark.parametrize("source", BOUNDLESS)
+def test_a_template_cannot_fill_the_memory(monkeypatch, source):
+    import resource
+
+    monkeypatch.setattr(chattemplate, "TEMPLATE_MEMORY", 1 << 26)
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    with refused("'model': its chat template needs more than 64 MiB of memory to render this"):
+        template(source).render(HI)
+    assert resource.getrlimit(resource.RLIMIT_AS) == before
+    assert template("{{ messages[0].content * 1000 }}").render(HI) == "hi" * 1000
 
 
 def test_a_message_is_given_as_transformers_gives_it():

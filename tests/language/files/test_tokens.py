@@ -1,5 +1,6 @@
 """Tokenizers of three formats. The oracles are byte counts and glassllm's and transformers' own (tests/peers)."""
 
+import contextlib
 import json
 import os
 import re
@@ -478,6 +479,54 @@ def test_a_panic_of_the_package_is_one_clear_error(model_dir, monkeypatch, raise
     assert found.encode("a") == [0]
     with pytest.raises(expected, match="range end index"):
         found.encode("panic")
+
+
+PANICKING = {
+    "while the file is read": ({"normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAA"}}),
+    "before a text": {"post_processor": {
+        "type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "gone", "type_id": 0}}], "pair": [],
+        "special_tokens": {"gone": {"id": "gone", "ids": [], "tokens": ["gone"]}},
+    }},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("when", PANICKING)
+def test_a_panic_prints_no_lines_of_its_own(model_dir, capfd, when):
+    change(model_dir / "tokenizer.json", **PANICKING[when])
+    with contextlib.suppress(FileRefused):
+        load_tokenizer(model_dir).encode("the")
+    os.write(2, b"stderr is back")
+    assert capfd.readouterr().err == "stderr is back"
+
+
+def replace_by(content, pattern="a"):
+    return {"type": "Replace", "pattern": {"String": pattern}, "content": content}
+
+
+GROWING = [
+    ("normalizer", {"type": "Sequence", "normalizers": [replace_by("a" * 16)] * 7}, 16**7),
+    (
+        "normalizer",
+        {"type": "Sequence", "normalizers": [{"type": "Sequence", "normalizers": [replace_by("x" * 65)]}]},
+        65,
+    ),
+    ("decoder", {"type": "Sequence", "decoders": [replace_by("ab" * 10)] * 2}, 400),
+]
+
+
+@pytest.mark.parametrize(("part", "steps", "times"), GROWING)
+def test_a_tokenizer_that_lengthens_texts_without_measure_is_refused(model_dir, part, steps, times):
+    change(model_dir / "tokenizer.json", **{part: steps})
+    with refused(
+        f"'{model_dir / 'tokenizer.json'}': its {part} can make a text {times:,} times as long, supported: 64 times"
+    ):
+        load_tokenizer(model_dir)
+
+
+def test_usual_replacements_are_read(model_dir):
+    steps = [replace_by("\u2581", " "), replace_by(""), {"type": "NFKC"}, replace_by("x" * 64, "y")]
+    change(model_dir / "tokenizer.json", normalizer={"type": "Sequence", "normalizers": steps})
+    assert load_tokenizer(model_dir).encode("tha") == ids_of("th")
 
 
 # --- a long text, and a continuation --------------------------------------------------------------
