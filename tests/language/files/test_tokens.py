@@ -518,7 +518,7 @@ GROWING = [
 def test_a_tokenizer_that_lengthens_texts_without_measure_is_refused(model_dir, part, steps, times):
     change(model_dir / "tokenizer.json", **{part: steps})
     with refused(
-        f"'{model_dir / 'tokenizer.json'}': its {part} can make a text {times:,} times as long, supported: 64 times"
+        f"'{model_dir / 'tokenizer.json'}': its {part} can make a text {times:,} times longer, supported: 64 times"
     ):
         load_tokenizer(model_dir)
 
