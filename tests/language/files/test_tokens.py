@@ -515,7 +515,7 @@ GROWING = [
 
 
 @pytest.mark.parametrize(("part", "steps", "times"), GROWING)
-def test_a_tokenizer_that_lengthens_texts_without_measure_is_refused(model_dir, part, steps, times):
+def test_a_tokenizer_that_multiplies_texts_is_refused(model_dir, part, steps, times):
     change(model_dir / "tokenizer.json", **{part: steps})
     with refused(
         f"'{model_dir / 'tokenizer.json'}': its {part} can make a text {times:,} times longer, supported: 64 times"
