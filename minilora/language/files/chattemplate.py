@@ -79,7 +79,9 @@ class ChatTemplate:
             return str(template.render({**self.tokens, **values, "add_generation_prompt": ask}))
         except Exception as error:  # a template may refuse a role, divide by zero, or nest too deeply
             reason = f"{type(error).__name__}: {error}"
-            raise FileRefused(self.path, f"its chat template cannot render this: {reason}") from error
+            calls = [i for i, message in enumerate(messages, start=1) if message.get("tool_calls")]
+            chat = f" chat, whose message {calls[0]} has tool calls" if calls else ""
+            raise FileRefused(self.path, f"its chat template cannot render this{chat}: {reason}") from error
 
 
 def _sandbox(begins: str, ends: str) -> Any:
