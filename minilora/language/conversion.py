@@ -29,19 +29,17 @@ PREFERENCES = "finetune learns one answer to each prompt (supervised fine-tuning
 """The sentence about rows of preferences."""
 EQUAL, PART = "all examples and all tokens of an answer have the same weight", "an example has no such part"
 LOST = {
-    **dict.fromkeys(
-        ("tools", "functions", "function_call", "documents", "chat_template_kwargs", "enable_thinking", "tool_choice",
-         "parallel_tool_calls", "reasoning_effort", "response_format"),
-        "a chat template receives only messages and tools",
-    ),
+    **dict.fromkeys((
+        "tools", "functions", "function_call", "documents", "chat_template_kwargs", "enable_thinking", "tool_choice",
+        "parallel_tool_calls", "reasoning_effort", "response_format",
+    ), "a chat template receives only messages and tools"),
     **dict.fromkeys(("image", "images", "video", "videos", "audio", "audios"), "the model reads only text"),
     **dict.fromkeys((*SYSTEMS, "history", *ASKED, *CONVERSATIONS, *ANSWERS, "suffix"), PART),
     **dict.fromkeys((*CHOSEN, *REJECTED), PREFERENCES),
-    **dict.fromkeys(
-        ("weight", "weights", "loss_weight", "sample_weight", "score", "scores", "reward", "rewards", "rating", "label",
-         "labels", "advantage", "mask", "loss_mask", "completion_mask", "assistant_mask", "assistant_masks"),
-        EQUAL,
-    ),
+    **dict.fromkeys((
+        "weight", "weights", "loss_weight", "sample_weight", "score", "scores", "reward", "rewards", "rating", "label",
+        "labels", "advantage", "mask", "loss_mask", "completion_mask", "assistant_mask", "assistant_masks",
+    ), EQUAL),
 }  # fmt: skip
 """Keys that change what other programs learn, with the reason why they are not read here."""
 OF_ANSWERS = {key for key, reason in LOST.items() if reason in (EQUAL, PREFERENCES)} | {*ANSWERS, "suffix"}
@@ -80,40 +78,34 @@ def conversion(record: Mapping[str, Any]) -> tuple[str, list[str]]:
         return "", []
     for key, value in record.items():
         if isinstance(value, dict) and "messages" in value:  # as in OpenAI's rows of preferences
-            program, used = conversion({**{name: record[name] for name in record if name != key}, **value})
+            program, used = conversion({**record, key: None, **value})
             lifted = f"if .{key} then . + .{key} | del(.{key}) else . end"
             return " | ".join(filter(None, [lifted, program])), [key, *used]
     texts = {key for key, value in record.items() if isinstance(value, str)}
     chats = {key: roles for key, value in record.items() if (roles := _roles(value))}
-    system = [key for key in SYSTEMS if key in texts][:1]
-    history = ["history"] if isinstance(record.get("history"), list) and record["history"] else []
     chat = [key for key in (*CONVERSATIONS, *ASKED) if key in chats][:1]
     asked = [key for key in ASKED if key in texts and not chat]
-    answer = [key for key in ANSWERS if key in texts or key in chats][:1]
-    last = chat and chats[chat[0]][-1] == "assistant"
-    if last and answer and answer[0] not in CHOSEN:
-        answer = []
-    used = [*system, *history, *chat, *asked, *answer]
-    made = {"messages": [
-        *(f'[.{key} | select(length > 0) | {{role: "system", content: .}}]' for key in system),
-        *('[.history[] | {role: "user", content: .[0]}, {role: "assistant", content: .[1]}]' for _ in history),
-        *(_messages(key, record[key]) + ("[:-1]" if last and answer else "") for key in chat),
-        *([f'[{{role: "user", content: {_joined_by_jq(asked)}}}]'] if asked else []),
-        *(_messages(key, record[key]) for key in answer),
-    ]}  # fmt: skip
+    answered = any(chats[key][-1] == "assistant" for key in chat)
+    answer = [key for key in (CHOSEN if answered else ANSWERS) if key in texts or key in chats][:1]
+    parts = {key: f'[.{key} | select(length > 0) | {{role: "system", content: .}}]' for key in SYSTEMS if key in texts}
+    if isinstance(record.get("history"), list) and record["history"]:
+        parts["history"] = '[.history[] | {role: "user", content: .[0]}, {role: "assistant", content: .[1]}]'
+    parts |= {key: _messages(key, record[key]) + "[:-1]" * (answered and bool(answer)) for key in chat}
+    parts |= {key: f'[{{role: "user", content: {_joined_by_jq(asked)}}}]' for key in asked}
+    parts |= {key: _messages(key, record[key]) for key in answer}
+    made = {"messages": " + ".join(dict.fromkeys(parts.values()))}
     if answer and chats.get(answer[0], ["assistant"])[0] != "assistant":  # the answer repeats the prompt
-        used = [*answer, *({"prompt"} & texts)]
-        made = {"messages": [_messages(answer[0], record[answer[0]])]}
-    elif "prompt" in asked and {*asked, *answer} == {*used} <= texts:
-        made = {"prompt": [_joined_by_jq(asked)], "completion": [f".{key}" for key in answer]}
-    elif used == answer:
-        made = {"text": [f".{key}" for key in answer if key in CHOSEN and key in texts]}
-    steps = {name: " + ".join(parts) for name, parts in made.items() if parts}
-    changed = [f".{name} = {value}" for name, value in steps.items() if value != f".{name}"]
-    if not changed or used == asked:
+        parts = dict.fromkeys([*answer, *({"prompt"} & texts)], "")
+        made = {"messages": _messages(answer[0], record[answer[0]])}
+    elif "prompt" in asked and {*asked, *answer} == parts.keys() <= texts:
+        made = {"prompt": _joined_by_jq(asked), "completion": "".join(f".{key}" for key in answer)}
+    elif [*parts] == answer:
+        made = {"text": "".join(f".{key}" for key in answer if key in CHOSEN and key in texts)}
+    changed = [f".{name} = {value}" for name, value in made.items() if value not in ("", f".{name}")]
+    if not changed or [*parts] == asked:
         return "", []
-    used += [key for key in REJECTED if key in record and {*answer} & {*CHOSEN}]
-    gone = [key for key in used if key not in steps]
+    used = [*parts, *(key for key in REJECTED if key in record and {*answer} & {*CHOSEN})]
+    gone = [key for key in used if key not in made]
     shared = () if "messages" in record else ("prompt", "completion")  # keys of other lines of the file, too
     guard = next((key for key in (*answer, *chat, *gone) if key in gone and key not in shared), None)
     program = " | ".join([*changed, *([_deletion(gone)] if gone else [])])

@@ -44,14 +44,11 @@ from .source import ModelSource
 from .text import HELD_OUT, evenly_spaced, is_held_out, read_text, token_ids, windows
 
 EXAMPLES = ".jsonl"
-READ_CSV = 'for row in csv.DictReader(open(sys.argv[1], encoding="utf-8-sig", newline="")'
+TABLE = 'csv.DictReader(open(sys.argv[1], encoding="utf-8-sig", newline="")'
 TO_LINES = {
-    ".json": "jq -c 'if type == \"array\" then .[] else . end'",
-    ".ndjson": "jq -c .",
-    ".csv": f"python -c 'import csv, json, sys; [print(json.dumps(row)) {READ_CSV})]'",
-    ".tsv": f"python -c 'import csv, json, sys; [print(json.dumps(row)) {READ_CSV}, delimiter=\"\\t\")]'",
-    ".parquet": "python -c 'import pandas, sys; "
-    'pandas.read_parquet(sys.argv[1]).to_json(sys.stdout, orient="records", lines=True)\'',
+    **dict.fromkeys((".json", ".ndjson"), "jq -c 'if type == \"array\" then .[] else . end'"),
+    ".csv": f"python -c 'import csv, json, sys; [print(json.dumps(row)) for row in {TABLE})]'",
+    ".tsv": f"python -c 'import csv, json, sys; [print(json.dumps(row)) for row in {TABLE}, delimiter=\"\\t\")]'",
 }
 """Suffixes of structured data, of which a model would learn commas and brackets, with the commands that convert it."""
 KINDS_OF_LINES = '{"messages": [...]}, {"prompt": ..., "completion": ...} or {"text": ...}'
@@ -291,10 +288,9 @@ def decoded(line: str) -> Any:
     """Return the JSON value in a line. In no object may a key appear twice, since only the last would be read."""
 
     def once(pairs: list[tuple[str, Any]]) -> None:
-        if len(dict(pairs)) < len(pairs):
-            keys = [key for key, _ in pairs]
-            twice = next(key for key in keys if keys.count(key) > 1)
-            raise ValueError(f"the key {short(twice)} appears {keys.count(twice)} times in one object, expected once")
+        ((key, count),) = Counter(key for key, _ in pairs).most_common(1) or [("", 0)]
+        if count > 1:
+            raise ValueError(f"the key {short(key)} appears {count} times in one object, expected once")
 
     try:
         value = msgspec.json.decode(line)

@@ -208,7 +208,7 @@ BAD = [line for line, _ in LINES]
 LISTS = "jq -c 'if type == \"array\" then .[] else . end' {} > new.jsonl converts it"
 FILES = [
     ("e.json", "[]", f".json is structured data: {EXPECTED}; {LISTS.format('e.json')}"),
-    ("e.ndjson", "a,b", f".ndjson is structured data: {EXPECTED}; jq -c . e.ndjson > new.jsonl converts it"),
+    ("e.ndjson", "a,b", f".ndjson is structured data: {EXPECTED}; {LISTS.format('e.ndjson')}"),
     ("e.txt", f"{json.dumps(GOOD)}\n{json.dumps(GOOD)}\n", f"it contains JSON: {EXPECTED}; {LISTS.format('e.txt')}"),
     ("e.txt", json.dumps([GOOD] * 3, indent=2), f"it contains JSON: {EXPECTED}; {LISTS.format('e.txt')}"),
     ("e f.jsonl", f"\n{json.dumps([GOOD] * 3, indent=2)}",
