@@ -74,7 +74,7 @@ def how_to_convert(record: Mapping[str, Any]) -> str:
 
 def conversion(record: Mapping[str, Any]) -> tuple[str, list[str]]:
     """Return a jq program that makes a row an example, and the keys that it reads; ("", []) for an unknown format."""
-    if "text" in record:  # it may contain all of the others
+    if record.get("text"):  # it may contain all of the others
         return "", []
     for key, value in record.items():
         if isinstance(value, dict) and "messages" in value:  # as in OpenAI's rows of preferences

@@ -44,11 +44,11 @@ from .source import ModelSource
 from .text import HELD_OUT, evenly_spaced, is_held_out, read_text, token_ids, windows
 
 EXAMPLES = ".jsonl"
-TABLE = 'csv.DictReader(open(sys.argv[1], encoding="utf-8-sig", newline="")'
+CSV_ROWS = 'csv.DictReader(open(sys.argv[1], encoding="utf-8-sig", newline="")'
 TO_LINES = {
     **dict.fromkeys((".json", ".ndjson"), "jq -c 'if type == \"array\" then .[] else . end'"),
-    ".csv": f"python -c 'import csv, json, sys; [print(json.dumps(row)) for row in {TABLE})]'",
-    ".tsv": f"python -c 'import csv, json, sys; [print(json.dumps(row)) for row in {TABLE}, delimiter=\"\\t\")]'",
+    ".csv": f"python -c 'import csv, json, sys; [print(json.dumps(row)) for row in {CSV_ROWS})]'",
+    ".tsv": f"python -c 'import csv, json, sys; [print(json.dumps(row)) for row in {CSV_ROWS}, delimiter=\"\\t\")]'",
 }
 """Suffixes of structured data, of which a model would learn commas and brackets, with the commands that convert it."""
 KINDS_OF_LINES = '{"messages": [...]}, {"prompt": ..., "completion": ...} or {"text": ...}'
@@ -307,7 +307,9 @@ def checked(record: Any, system: str | None = None) -> Line:
     """
     if not isinstance(record, dict):
         raise ValueError(f"it is {short(record)}, expected one of {KINDS_OF_LINES}")
-    kinds = [kind for kind, keys in LINE_KEYS.items() if keys <= record.keys()]
+    present = {key for key, value in record.items() if value is not None}  # tables have null where a row has no value
+    of = {kind: keys for kind, keys in LINE_KEYS.items() if keys <= record.keys()}
+    kinds = [kind for kind, keys in of.items() if keys <= present] or [*of]
     if len(kinds) != 1:
         what = f"its keys are {short(sorted(record))}, expected one of {KINDS_OF_LINES}"
         raise ValueError(f"{what}{how_to_convert(record)}")

@@ -125,6 +125,15 @@ def test_keys_without_a_meaning_pass():
         assert checked({**kind, "id": 7, "source": "a book", "lost": None}) == line
 
 
+def test_a_null_makes_no_other_kind_of_line():
+    """A table of several kinds of rows has null where a row has no value."""
+    nulls = dict.fromkeys(["prompt", "completion", "messages", "text", "chosen", "tools"])
+    for kind in KINDS:
+        assert checked({**nulls, **kind}) == checked(kind)
+    (program, *_) = programs({**nulls, "instruction": "hi", "output": "hello"})
+    assert "del(.instruction, .output)" in program
+
+
 def test_several_lost_keys_are_reported_together():
     message = (
         "its images and score would be ignored: the model reads only text; all examples and all tokens of an answer "
