@@ -59,10 +59,9 @@ def check_keys(record: Mapping[str, Any], read: Iterable[str]) -> None:
         program, used = conversion(record)
         lost = [key for key in lost if key in used] or lost
         remedy = f"jq -c '{program}' converts it, and " if {*lost} <= {*used} else ""
+        remedy += f"jq -c '{_deletion(lost)}' removes {'them' if len(lost) > 1 else 'it'}"
         reasons = "; ".join(dict.fromkeys(LOST[key] for key in lost))
-        raise ValueError(
-            f"its {enumerated(lost)} would be ignored: {reasons}; {remedy}jq -c '{_deletion(lost)}' removes it"
-        )
+        raise ValueError(f"its {enumerated(lost)} would be ignored: {reasons}; {remedy}")
 
 
 def how_to_convert(record: Mapping[str, Any]) -> str:

@@ -137,7 +137,7 @@ def test_a_null_makes_no_other_kind_of_line():
 def test_several_lost_keys_are_reported_together():
     message = (
         "its images and score would be ignored: the model reads only text; all examples and all tokens of an answer "
-        "have the same weight; jq -c 'del(.images, .score)' removes it"
+        "have the same weight; jq -c 'del(.images, .score)' removes them"
     )
     with refused(message, ValueError):
         checked({**PAIR, "score": 3, "images": ["x.png"]})
