@@ -2,7 +2,8 @@
 
 Other programs give the parts of an example other names, or train on parts that are not read here. A row is refused if
 such a key would be ignored, and the message contains a jq program for the whole file. The program keeps every key that
-it does not convert, so that none is lost unnoticed, and leaves lines of other formats unchanged.
+it does not convert, so that none is lost unnoticed, and leaves lines of other formats unchanged. It contains only keys
+from the tables below, never a text of the row, since it is pasted into a shell.
 """
 
 from __future__ import annotations
@@ -75,9 +76,9 @@ def conversion(record: Mapping[str, Any]) -> tuple[str, list[str]]:
     """Return a jq program that makes a row an example, and the keys that it reads; ("", []) for an unknown format."""
     if record.get("text"):  # it may contain all of the others
         return "", []
-    for key, value in record.items():
-        if isinstance(value, dict) and "messages" in value:  # as in OpenAI's rows of preferences
-            program, used = conversion({**record, key: None, **value})
+    for key in ASKED:
+        if isinstance(record.get(key), dict) and "messages" in record[key]:  # as in OpenAI's rows of preferences
+            program, used = conversion({**record, key: None, **record[key]})
             lifted = f"if .{key} then . + .{key} | del(.{key}) else . end"
             return " | ".join(filter(None, [lifted, program])), [key, *used]
     texts = {key for key, value in record.items() if isinstance(value, str)}
@@ -88,7 +89,8 @@ def conversion(record: Mapping[str, Any]) -> tuple[str, list[str]]:
     answer = [key for key in (CHOSEN if answered else ANSWERS) if key in texts or key in chats][:1]
     parts = {key: f'[.{key} | select(length > 0) | {{role: "system", content: .}}]' for key in SYSTEMS if key in texts}
     if isinstance(record.get("history"), list) and record["history"]:
-        parts["history"] = '[.history[] | {role: "user", content: .[0]}, {role: "assistant", content: .[1]}]'
+        pairs = '[.history[] | {role: "user", content: .[0]}, {role: "assistant", content: .[1]}]'
+        parts["history"] = _messages("history", record["history"]) if "history" in chats else pairs
     parts |= {key: _messages(key, record[key]) + "[:-1]" * (answered and bool(answer)) for key in chat}
     parts |= {key: f'[{{role: "user", content: {_joined_by_jq(asked)}}}]' for key in asked}
     parts |= {key: _messages(key, record[key]) for key in answer}

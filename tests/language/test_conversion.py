@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-from minilora.language.conversion import EQUAL, LOST, OF_ANSWERS, PREFERENCES
+from minilora.language.conversion import EQUAL, LOST, OF_ANSWERS, PREFERENCES, conversion
 from minilora.language.data import LINE_KEYS, Chat, Completion, Text, checked, not_read
 
 from ..support.compare import refused
@@ -53,6 +53,7 @@ FORMATS = [
     ({"prompt": [ASK], "completion": "hello"}, CHAT),
     ({**PAIR, "system": "be kind"}, {"messages": [SYSTEM, ASK, TELL]}),
     ({**PAIR, "history": [["a", "b"]]}, {"messages": [*BEFORE, ASK, TELL]}),
+    ({**PAIR, "history": BEFORE}, {"messages": [*BEFORE, ASK, TELL]}),
     ({**PAIR, "context": "a"}, {**PAIR, "prompt": "a\n\nhi"}),
     ({**PAIR, "input": "a"}, {**PAIR, "prompt": "hi\n\na"}),
     ({**CHAT, "system": "be kind"}, {"messages": [SYSTEM, ASK, TELL]}),
@@ -160,6 +161,16 @@ def test_an_unknown_format_gets_no_program():
         with pytest.raises(ValueError, match=r"expected|empty") as error:
             checked(row)
         assert "jq" not in str(error.value)
+
+
+def test_a_program_contains_no_text_of_the_row():
+    """It is pasted into a shell, where a quote would end it."""
+    evil = "'; rm -rf x; '"
+    for row, _ in [*PREFERRED, *FORMATS]:
+        for value in (evil, {"messages": [ASK], evil: 1}, [{evil: evil, "role": evil, "content": evil}]):
+            for changed in ({**row, evil: value}, *({**row, key: value} for key in row)):
+                assert evil not in conversion(changed)[0]
+                assert "'" not in conversion(changed)[0]
 
 
 def test_the_commonest_unread_key_is_named_first():
