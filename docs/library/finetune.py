@@ -4,7 +4,7 @@ import pictures
 from pages import recording, says, shown
 
 from minilora.language import losstable, resume
-from minilora.language.data import LONGEST_ROW, REASONS
+from minilora.language.data import LONGEST_ROW
 from minilora.language.recipe import ADAPTER_DEFAULTS, EVAL_EVERY, EVAL_SHARE, FORWARD_SHARE, SIZE_DEFAULTS, SMALL_MODEL
 from minilora.losses import IGNORE_INDEX
 
@@ -41,9 +41,7 @@ says(f"takes {seconds} s of one core, so between three and four minutes on two",
 says(
     f"beyond {LONGEST_ROW:,} tokens",
     f"has the target {IGNORE_INDEX}, including",
-    "the first ten with their reasons",
 )
-assert REASONS == 10
 
 assert [text[a:b] for a, b in turns] == ["Lima.<|im_end|>\n", "Santiago.<|im_end|>\n"]
 

@@ -91,7 +91,7 @@ def run(options: argparse.Namespace) -> int:
 
     from ..checks import check_integer
     from ..language.chat import Dialogue, with_system
-    from ..language.data import read_prompts
+    from ..language.data import PROMPT_KEYS, not_read, read_prompts
     from ..language.files.tokens import added_text
     from ..language.finetune import warn_beyond_context
     from ..language.generation import check_sampling, generate
@@ -113,6 +113,8 @@ def run(options: argparse.Namespace) -> int:
     adapter = AdapterSource.open(options.adapter, "float32", backend) if options.adapter else None
     tokenizer, system = source.tokenizer, given_or_saved(options.system, adapter)
     records = None if options.output is None else read_prompts(Path(options.prompt), source, system)
+    for note in not_read(key for record, _ in records or [] for key in record if key not in PROMPT_KEYS):
+        say(f"{note}; each answer is written with them")
     dialogue = Dialogue(source.template, tokenizer, with_system([], system)) if options.chat else None
     asks_chats = options.chat or any("messages" in record for record, _ in records or [])
     if system and options.system is None and asks_chats:

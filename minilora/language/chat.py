@@ -46,6 +46,8 @@ SYSTEM = ("system", "developer")
 """The roles of a message that instructs the model."""
 ROLES, UNKNOWN = ("system", "user", "assistant", "tool", "developer"), "nobody-s-role"
 """The known roles, and one that no model knows."""
+CALL_KEYS = ("id", "type", "index")
+"""The keys of a tool call that only link it to other messages."""
 
 
 def encode_chat(
@@ -87,6 +89,8 @@ def checked_messages(messages: Any) -> list[Message]:
         if message["role"] == SPEAKER and not calls and not str(content).strip():
             raise ValueError(f"message {i}, from the {SPEAKER}, is empty: {short(content)}")
         checked.append({**message, "content": content} if "content" in message else message)
+    if not checked:
+        raise ValueError("its list of messages is empty")
     roles = sorted({message["role"] for message in checked})
     if SPEAKER not in roles:
         raise ValueError(
@@ -259,10 +263,10 @@ def _without_each(message: Message) -> Iterator[tuple[str, Message]]:
             yield f"the key {short(key)}", {name: part for name, part in message.items() if name != key}
     calls = message["tool_calls"] if isinstance(message.get("tool_calls"), list) else []
     for k, call in enumerate(calls):
-        function = call.get("function", call) if isinstance(call, dict) else None
-        for key in ("name", "arguments"):
-            if isinstance(function, dict) and function.get(key):
-                other = {**function, key: type(function[key])()}
+        function: Any = call.get("function", call) if isinstance(call, dict) else None
+        for key, value in function.items() if isinstance(function, dict) else ():
+            if value and key not in CALL_KEYS:
+                other = {**function, key: type(value)()}
                 changed = {**call, "function": other} if "function" in call else other
                 yield f"{key} of tool call {k + 1}", {**message, "tool_calls": [*calls[:k], changed, *calls[k + 1 :]]}
 

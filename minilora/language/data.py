@@ -20,6 +20,9 @@ the loss nor any gradient depends on it.
 
 from __future__ import annotations
 
+import json
+import shlex
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -35,13 +38,19 @@ from ..checks import check_integer, check_path
 from ..losses import IGNORE_INDEX
 from ..texts import FileRefused, printable, short
 from .chat import Prompt, checked_messages, encode_chat, read_chat, read_prompt, system_of, tokens_of, with_system
+from .conversion import OF_ANSWERS, check_keys, how_to_convert
 from .files.tokens import Tokenizer
 from .source import ModelSource
 from .text import HELD_OUT, evenly_spaced, is_held_out, read_text, token_ids, windows
 
 EXAMPLES = ".jsonl"
-TABLES = (".json", ".ndjson", ".csv", ".tsv")
-"""Suffixes of structured data, which is refused: a model would learn its commas and brackets."""
+CSV_ROWS = 'csv.DictReader(open(sys.argv[1], encoding="utf-8-sig", newline="")'
+TO_LINES = {
+    **dict.fromkeys((".json", ".ndjson"), "jq -c 'if type == \"array\" then .[] else . end'"),
+    ".csv": f"python -c 'import csv, json, sys; [print(json.dumps(row)) for row in {CSV_ROWS})]'",
+    ".tsv": f"python -c 'import csv, json, sys; [print(json.dumps(row)) for row in {CSV_ROWS}, delimiter=\"\\t\")]'",
+}
+"""Suffixes of structured data, of which a model would learn commas and brackets, with the commands that convert it."""
 KINDS_OF_LINES = '{"messages": [...]}, {"prompt": ..., "completion": ...} or {"text": ...}'
 EXPECTED = f"expected a plain text, or a .jsonl file whose lines are each {KINDS_OF_LINES}"
 WINDOW_TOKENS = 128
@@ -51,7 +60,7 @@ LONGEST_ROW = 1024
 PAD_ID = 0
 """The token id used as padding: every model has it, and no position that counts sees it."""
 LISTED = 20
-"""The largest number of dropped examples whose line numbers are reported."""
+"""The largest number of lines, or of keys, that are listed for one reason."""
 LINES_SHOWN = 40
 """The largest number of lines printed for an example; a line has at most five times as many characters."""
 
@@ -94,7 +103,7 @@ def load_data(
     held_out: float | str | Path = 1 / HELD_OUT,
     measured: int | None = None,
     system: str | None = None,
-    skipped: list[str] | None = None,
+    skipped: list[BadLine] | None = None,
 ) -> Data:
     """Read a text in UTF-8, or the examples of a .jsonl file, with the tokenizer and the chat template of a model.
 
@@ -119,12 +128,12 @@ def load_data(
 
 
 def _of_file(
-    path: Path, source: ModelSource, length: int | None, system: str | None, skipped: list[str] | None, *,
+    path: Path, source: ModelSource, length: int | None, system: str | None, skipped: list[BadLine] | None, *,
     share: float = 0, measured: int | None = None,
 ) -> Data:  # fmt: skip
     """Return the data in one file, with a share of it held out."""
-    if path.suffix.lower() in TABLES:
-        raise FileRefused(path, f"{path.suffix} is structured data: {EXPECTED}")
+    if (suffix := path.suffix.lower()) in TO_LINES:
+        raise FileRefused(path, f"{path.suffix} is structured data: {to_lines(path, suffix)}")
     if path.suffix.lower() == EXAMPLES:
         bad: list[BadLine] = []
         lines = read_lines(path, bad, partial(checked, system=system))
@@ -134,11 +143,11 @@ def _of_file(
         if bad and skipped is None:
             raise BadLines(path, bad)
         if skipped is not None:
-            skipped += [line.text for line in sorted(bad)]
+            skipped += [line._replace(file=str(path)) for line in sorted(bad)]
         return of_examples(path, examples, length, source.tokenizer, share, measured)
     text = read_text(path)
     if _is_json(text):
-        raise FileRefused(path, f"it contains JSON: {EXPECTED}")
+        raise FileRefused(path, f"it contains JSON: {to_lines(path)}")
     length = WINDOW_TOKENS if length is None else length
     ids = token_ids(text, source.tokenizer.encode)
     arrays = windows(ids, length, share, measured)
@@ -150,13 +159,18 @@ def _of_file(
 def measured_on(data: Data, held: Data, name: str, measured: int | None = None) -> Data:
     """Return training data with the held-out rows of another file, at most `measured` of them."""
     rows, longer = evenly_spaced(np.arange(len(held.X)), measured), data.with_length
+    name = printable(name)
     return replace(
         data,
         X_held=held.X[rows],
         Y_held=held.Y[rows],
         held=len(held.X),
-        summary=f"{data.summary}; held out {printable(name)}: {held.summary}",
-        notes=(*data.notes, *held.notes, *_overlap(len(held.marks & data.marks), len(held.marks))),
+        summary=f"{data.summary}; held out {name}: {held.summary}",
+        notes=(
+            *data.notes,
+            *(f"{name}: {note}" for note in held.notes),
+            *_overlap(len(held.marks & data.marks), len(held.marks)),
+        ),
         with_length=longer
         and (lambda n: measured_on(longer(n), held.with_length(n) if held.with_length else held, name, measured)),
     )
@@ -169,6 +183,11 @@ def _is_json(text: str) -> bool:
             if isinstance(msgspec.json.decode(part), kinds):
                 return True
     return False
+
+
+def to_lines(path: Path, suffix: str = ".json") -> str:
+    """Return the command that writes structured data as lines of JSON, with what was expected."""
+    return f"{EXPECTED}; {TO_LINES[suffix]} {shlex.quote(str(path))} > new.jsonl converts it"
 
 
 # --- the lines of a .jsonl file ---------------------------------------------------------------------------------------
@@ -197,22 +216,11 @@ class Text(msgspec.Struct):
 Line = Chat | Completion | Text
 Read = TypeVar("Read")
 LINE_KEYS: dict[type[Line], set[str]] = {Chat: {"messages"}, Completion: {"prompt", "completion"}, Text: {"text"}}
-"""The keys that identify each kind of line; other keys are allowed."""
-LOST = {
-    **dict.fromkeys(
-        ("tools", "functions", "function_call", "documents", "chat_template_kwargs"),
-        "a chat template receives only messages and tools",
-    ),
-    **dict.fromkeys(("images", "videos", "audios"), "the model reads only text"),
-    "system": """jq -c '{messages: ([{role: "system", content: .system}] + .messages)}' makes it a message""",
-    "input": r"""jq -c '{prompt: (.prompt + "\n\n" + .input), completion}' appends it to the prompt""",
-    "chosen": "jq -c '{prompt, completion: .chosen}' makes it the completion",
-    "rejected": "jq -c 'del(.rejected)' removes it",
-    "weight": "all examples have the same weight, and jq -c 'del(.weight)' removes it",
-}
-"""Keys that change what a model learns in other programs, with the reason for refusing them, or a remedy."""
+"""The keys that identify each kind of line; keys without a meaning are allowed next to them."""
+PROMPT_KEYS = {"prompt", *Chat.__struct_fields__}
+"""The keys that are read of a row to be answered."""
 REASONS = 10
-"""The largest number of bad lines that are listed individually."""
+"""The largest number of reasons that are listed for bad lines."""
 
 
 class BadLine(NamedTuple):
@@ -221,17 +229,35 @@ class BadLine(NamedTuple):
     number: int  # counted from 1
     text: str
     reason: str
+    file: str = ""
 
 
 class BadLines(FileRefused):
     """A file has unusable lines. The message describes a single one, or counts them; `more` lists several."""
 
     def __init__(self, path: Path, bad: Sequence[BadLine]) -> None:
-        bad = sorted(bad)
-        reasons = [f"line {line.number}: {line.reason}" for line in bad]
-        super().__init__(path, reasons[0] if len(bad) == 1 else f"{len(bad)} lines cannot be used:")
-        omitted = [f"... and {len(bad) - REASONS} more"] if len(bad) > REASONS else []
-        self.more = [] if len(bad) == 1 else [*map(printable, reasons[:REASONS]), *omitted]
+        reasons = by_reason(bad)
+        super().__init__(path, reasons[0] if len(bad) == 1 else f"{len(bad):,} lines cannot be used:")
+        self.more = [] if len(bad) == 1 else reasons
+
+
+def by_reason(bad: Iterable[BadLine]) -> list[str]:
+    """Return one text for each reason why lines are unusable, with the numbers of those lines."""
+    groups: dict[tuple[str, str], list[int]] = {}
+    for line in sorted(bad, key=lambda line: (line.file, line.number)):
+        groups.setdefault((line.file, line.reason), []).append(line.number)
+    told = [
+        f"{f'{file}, ' if file else ''}{f'{len(numbers):,} lines (' if numbers[1:] else 'line '}{line_numbers(numbers)}"
+        f"{')' if numbers[1:] else ''}: {reason}"
+        for (file, reason), numbers in groups.items()
+    ]
+    rest = sum(len(numbers) for numbers in [*groups.values()][REASONS:])
+    return [*map(printable, told[:REASONS]), *([f"... and {rest:,} more lines"] if rest else [])]
+
+
+def line_numbers(numbers: Sequence[int]) -> str:
+    """Return the first numbers of lines, joined by commas."""
+    return ", ".join(map(str, numbers[:LISTED])) + (", ..." if len(numbers) > LISTED else "")
 
 
 @contextmanager
@@ -248,12 +274,30 @@ def read_lines(path: Path, bad: list[BadLine], read: Callable[[Any], Read]) -> l
 
     Lines that are not JSON, or that `read` refuses, are appended to `bad` instead.
     """
-    lines: list[tuple[int, str, Read]] = []
-    for number, line in enumerate(read_text(path).split("\n"), start=1):
+    text, lines = read_text(path), []
+    if text.lstrip().startswith("[") and _is_json(text):
+        raise FileRefused(path, f"it is one JSON array: {to_lines(path)}")
+    for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             with at_line(number, line, bad):
-                lines.append((number, line, read(msgspec.json.decode(line))))
+                lines.append((number, line, read(decoded(line))))
     return lines
+
+
+def decoded(line: str) -> Any:
+    """Return the JSON value in a line. In no object may a key appear twice, since only the last would be read."""
+
+    def once(pairs: list[tuple[str, Any]]) -> None:
+        ((key, count),) = Counter(key for key, _ in pairs).most_common(1) or [("", 0)]
+        if count > 1:
+            raise ValueError(f"the key {short(key)} appears {count} times in one object, expected once")
+
+    try:
+        value = msgspec.json.decode(line)
+    except msgspec.DecodeError as error:
+        raise ValueError(f"expected one whole JSON object on one line: {error}") from None
+    json.loads(line, object_pairs_hook=once)
+    return value
 
 
 def checked(record: Any, system: str | None = None) -> Line:
@@ -261,16 +305,19 @@ def checked(record: Any, system: str | None = None) -> Line:
 
     A chat without a system message gets `system`.
     """
-    kinds = [kind for kind, keys in LINE_KEYS.items() if isinstance(record, dict) and keys <= record.keys()]
+    if not isinstance(record, dict):
+        raise ValueError(f"it is {short(record)}, expected one of {KINDS_OF_LINES}")
+    present = {key for key, value in record.items() if value is not None}  # tables have null where a row has no value
+    of = {kind: keys for kind, keys in LINE_KEYS.items() if keys <= record.keys()}
+    kinds = [kind for kind, keys in of.items() if keys <= present] or [*of]
     if len(kinds) != 1:
-        what = f"its keys are {short(sorted(record))}" if isinstance(record, dict) else f"it is {short(record)}"
-        raise ValueError(f"{what}, expected one of {KINDS_OF_LINES}")
-    line = msgspec.convert(record, kinds[0])
-    for name, instead in LOST.items():
-        value = record.get(name)
-        matters = value not in (None, 1) if name == "weight" else bool(value)
-        if matters and not hasattr(line, name):
-            raise ValueError(f"its {name} would be ignored: {instead}")
+        what = f"its keys are {short(sorted(record))}, expected one of {KINDS_OF_LINES}"
+        raise ValueError(f"{what}{how_to_convert(record)}")
+    check_keys(record, kinds[0].__struct_fields__)
+    try:
+        line = msgspec.convert(record, kinds[0])
+    except msgspec.ValidationError as error:
+        raise ValueError(f"{error}{how_to_convert(record)}") from None
     if isinstance(line, Chat):
         line.messages = with_system(checked_messages(line.messages), system)
     elif not (text := line.text if isinstance(line, Text) else line.completion).strip():
@@ -278,16 +325,31 @@ def checked(record: Any, system: str | None = None) -> Line:
     return line
 
 
+def not_read(keys: Iterable[str]) -> list[str]:
+    """Return a note about keys that are not read, one from each row that has them, with the number of those rows."""
+    counts = Counter(keys).most_common()
+    told = [f"{printable(key, 80)} ({count:,})" for key, count in counts[:LISTED]]
+    told[:1] = [f"{first[:-1]} row{'s' * (counts[0][1] > 1)})" for first in told[:1]]
+    more = [f"and {len(counts) - LISTED:,} other keys"] if len(counts) > LISTED else []
+    return [f"not read: {', '.join([*told, *more])}"] if told else []
+
+
 def read_prompts(path: Path, source: ModelSource, system: str | None) -> list[tuple[dict[str, Any], Prompt]]:
     """Return the lines of a .jsonl file, each with its prompt; a chat without a system message gets `system`."""
 
     def read(record: Any) -> tuple[dict[str, Any], Prompt]:
-        if not isinstance(record, dict) or not record.keys() & {"prompt", "messages"}:
-            raise ValueError("it has neither prompt nor messages")
+        if not isinstance(record, dict):
+            raise ValueError(f"it is {short(record)}, expected an object with prompt or messages")
+        if not record.keys() & {"prompt", "messages"}:
+            raise ValueError(f"it has neither prompt nor messages{how_to_convert(record)}")
         if "messages" in record:
+            check_keys(record, {*Chat.__struct_fields__, *OF_ANSWERS})
             chat = msgspec.convert(record, Chat)
             prompt = read_chat(with_system(chat.messages, system), source.template, source.tokenizer, chat.tools)
         else:
+            check_keys(record, {"prompt", *OF_ANSWERS})
+            if not isinstance(record["prompt"], str):
+                raise ValueError(f"its prompt is {short(record['prompt'])}, expected a text{how_to_convert(record)}")
             prompt = read_prompt(record["prompt"], source.tokenizer)
         if not prompt.ids:
             raise ValueError("its prompt is empty")
@@ -314,6 +376,7 @@ class Example:
     missing_space: bool = False  # whether its completion lacks the space before it
     chat: bool = False  # whether it is a chat
     system: str | None = None  # the system message that a chat starts with, if any
+    unread: tuple[str, ...] = ()  # the keys of its line that are not read and not null
 
     @property
     def mark(self) -> bytes:
@@ -333,7 +396,11 @@ def read_examples(lines: Iterable[tuple[int, str, Line]], source: ModelSource, b
             missing_space = isinstance(line, Completion) and runs_together(line.prompt, line.completion)
             chat, whole = isinstance(line, Chat), isinstance(line, Text)
             system = system_of(line.messages) if isinstance(line, Chat) else None
-            examples.append(Example(number, np.array(ids, np.int64), counted, whole, missing_space, chat, system))
+            keys = msgspec.json.decode(text, type=dict[str, Any]).items()
+            unread = tuple(key for key, value in keys if key not in line.__struct_fields__ and value is not None)
+            examples.append(
+                Example(number, np.array(ids, np.int64), counted, whole, missing_space, chat, system, unread)
+            )
     return examples
 
 
@@ -450,12 +517,13 @@ def common_system(examples: Sequence[Example]) -> str | None:
 
 
 def example_warnings(examples: Sequence[Example], is_held: np.ndarray) -> tuple[str, ...]:
-    """Return warnings: duplicates, examples that are also held out, and completions without a leading space."""
+    """Return warnings: ignored keys, duplicates, held-out examples, and completions without a leading space."""
     marks = [example.mark for example in examples]
     trained = {mark for mark, held in zip(marks, is_held, strict=True) if not held}
     measured = [mark for mark, held in zip(marks, is_held, strict=True) if held]
     copies, missing_space = len(marks) - len({*marks}), [example for example in examples if example.missing_space]
-    notes = [f"duplicate examples: {copies:,}"] if copies else []
+    notes = not_read(key for example in examples for key in example.unread)
+    notes += [f"duplicate examples: {copies:,}"] if copies else []
     notes += _overlap(sum(mark in trained for mark in measured), len(measured))
     if missing_space:
         notes.append(
@@ -479,8 +547,7 @@ def _truncated(examples: list[Example], length: int, longest: int) -> str:
         lost = sum(int(example.counted[length + 1 :].sum()) for example in cut)
         text = f", {len(cut):,} truncated to {length} tokens, losing {lost:,} that count (--length {longest} keeps all)"
     if gone:
-        lines = ", ".join(str(example.line) for example in gone[:LISTED]) + (", ..." if len(gone) > LISTED else "")
-        lines = f"line{'s' * (len(gone) > 1)} {lines}"
+        lines = f"line{'s' * (len(gone) > 1)} {line_numbers([example.line for example in gone])}"
         text += f"; {len(gone):,} dropped for having none that counts in a row of {length} ({lines})"
     return text
 

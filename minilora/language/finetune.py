@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import time
 import warnings
 from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
@@ -34,7 +35,7 @@ from ..schedule import Schedule
 from ..texts import named, printable
 from ..training import Passes, TrainingDiverged, train
 from ..variants.dropout import check_dropped, with_dropout
-from .data import EXAMPLES, Data, load_data
+from .data import EXAMPLES, BadLine, Data, by_reason, load_data
 from .files.save import found_by_weight
 from .llama import Llama, checkpointed
 from .losstable import LossTable, shown_parts
@@ -226,7 +227,7 @@ def load_inputs(recipe: Recipe, source: ModelSource, backend: Backend) -> tuple[
     print(f"model    {source.name}", end="", flush=True)  # before loading, which takes a while
     try:
         share = 1 / HELD_OUT if recipe.valid is None else recipe.valid
-        skipped: list[str] | None = None if recipe.skip_bad is None else []
+        skipped: list[BadLine] | None = None if recipe.skip_bad is None else []
         data = load_data(
             recipe.text, source, recipe.length, held_out=share, measured=recipe.eval_rows,
             system=recipe.system, skipped=skipped,
@@ -234,7 +235,7 @@ def load_inputs(recipe: Recipe, source: ModelSource, backend: Backend) -> tuple[
         if recipe.system and not data.chats:
             raise ValueError(f"--system applies to chats, but {printable(str(recipe.text))} has none")
         if recipe.skip_bad is not None and skipped:
-            write_skipped(recipe.skip_bad, "".join(f"{line}\n" for line in skipped).encode(), recipe.overwrite)
+            write_skipped(recipe.skip_bad, skipped, recipe.overwrite)
         check_batch_size(recipe, data)
         model = source.load(recipe.dtype, backend, recipe.quantize)
         check_vocabulary(data.largest_id, model.lm_head.out_features)
@@ -245,7 +246,7 @@ def load_inputs(recipe: Recipe, source: ModelSource, backend: Backend) -> tuple[
     active = f" ({active_numbers(model.config):,} of them active per token)" if model.config.mixture else ""
     print(f": {parameters:,} parameters{active} in {recipe.dtype}, {backend.device}", flush=True)
     if recipe.skip_bad is not None and skipped:
-        print(f"skipped  {len(skipped):,} unusable lines, now in {printable(str(recipe.skip_bad))}")
+        print_skipped(recipe.skip_bad, skipped)
     if recipe.quantize:
         whole, coded = megabytes(parameters * np.dtype(recipe.dtype).itemsize), megabytes(parameter_bytes(model))
         print(f"weights  {coded} MB with quantised linear layers, {whole} MB without")
@@ -253,19 +254,30 @@ def load_inputs(recipe: Recipe, source: ModelSource, backend: Backend) -> tuple[
 
 
 def check_batch_size(recipe: Recipe, data: Data) -> None:
-    """Require a batch size that is at most the number of training rows."""
+    """Require a batch size that is at most the number of training rows; by default it depends only on the model."""
     if recipe.batch_size is not None and recipe.batch_size > len(data.X):
+        shorter = f", and a --length below {data.length} makes more" if data.unit == "windows" else ""
         raise ValueError(
-            f"--batch-size {recipe.batch_size} is larger than the number of {data.unit} to train on, {len(data.X)} at "
-            f"--length {data.length}: reduce one of the two"
+            f"a batch of {recipe.batch_size} is larger than the {len(data.X)} {data.unit} to train on: --batch-size "
+            f"{len(data.X)} fits{shorter}"
         )
 
 
-def write_skipped(path: Path, lines: bytes, overwrite: bool) -> None:
-    """Write the unusable lines to a file; replacing a file with other lines needs `overwrite`."""
+def write_skipped(path: Path, skipped: Sequence[BadLine], overwrite: bool) -> None:
+    """Write unusable lines with their reasons to a .jsonl file; replacing a file of others needs `overwrite`."""
+    # The key is not "text", so that this file is not mistaken for one of examples.
+    records = ({"file": bad.file, "line": bad.number, "reason": bad.reason, "content": bad.text} for bad in skipped)
+    lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records).encode()
     check_new_file("file of skipped lines", path, overwrite or (path.exists() and path.read_bytes() == lines))
     with written_whole(path) as file:
         file.write(lines)
+
+
+def print_skipped(path: Path, skipped: Sequence[BadLine]) -> None:
+    """Report how many lines are skipped, and why."""
+    print(f"skipped  {len(skipped):,} unusable lines, now in {printable(str(path))}")
+    for reason in by_reason(skipped):
+        print(f"         {reason}")
 
 
 # --- adapt ------------------------------------------------------------------------------------------------------------

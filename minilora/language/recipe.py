@@ -18,6 +18,8 @@ from typing import Any
 
 SMALL_MODEL = 10_000_000
 """The number of parameters up to which a model counts as small."""
+SKIP_BAD_HELP = "skip unusable lines of a .jsonl file, and write them to this file, each with the reason"
+"""The help of ``--skip-bad``, which evaluate has, too."""
 SIZE_DEFAULTS: dict[str, tuple[Any, Any]] = {"steps": (300, 80), "batch_size": (16, 4), "lr": (3e-3, 1e-3)}
 """Defaults for a small and a larger model, tested on glassllm's 0.85 million parameters and on SmolLM2-135M."""
 EVAL_EVERY, EVAL_SHARE = 20, 0.2
@@ -154,9 +156,7 @@ class Recipe:
         "a file to measure the loss on, or the share of the data to hold out, such as 0.2 (default: a tenth)",
         "FILE|SHARE", type=share_or_path,
     )  # fmt: skip
-    skip_bad: Path | None = option(
-        "skip unusable lines of a .jsonl file, and write them to this file", "FILE", type=Path
-    )
+    skip_bad: Path | None = option(SKIP_BAD_HELP, "FILE", type=Path)
     eval_rows: int | None = option(
         "measure the loss on N of the held-out windows or examples, evenly spaced (default: all)",
         "N", type=int, same=True, at_least=1,

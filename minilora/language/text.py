@@ -110,8 +110,15 @@ def read_text(path: Path) -> str:
     with reading(path), RegularFile(path) as file:
         data = file.read()
         if data[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in data[:2]:  # every second byte of UTF-16 is often 0
-            raise ValueError("the text is in UTF-16, expected UTF-8")
-        text = data.decode("utf-8-sig")
+            raise ValueError("the text is in UTF-16, expected UTF-8: iconv -f UTF-16 -t UTF-8 converts it")
+        try:
+            text = data.decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            line, byte = error.object.count(b"\n", 0, error.start) + 1, error.object[error.start]
+            raise ValueError(
+                f"line {line} is not in UTF-8, as byte {byte:#x} shows: if it is in Latin-1, iconv -f LATIN1 -t UTF-8 "
+                "converts the file"
+            ) from None
     if not text.strip():
         raise FileRefused(path, "it contains no text")
     return text

@@ -69,6 +69,25 @@ def test_examples_are_measured_where_they_count(shell):
     assert (loss, name) == (pytest.approx(float(cross_entropy(logits, ids[None, 4:])[0]), abs=6e-5), "model")
 
 
+def test_a_file_that_was_trained_on_can_be_measured(shell):
+    """With the same lines skipped, and the same keys named."""
+    good = json.dumps({"prompt": "the ", "completion": "cat", "source": "a"})
+    Path("good.jsonl").write_text(f"{good}\n{good}\n")
+    Path("e.jsonl").write_text(f"{good}\n{{\n{good}\n")
+    shell.refused("evaluate e.jsonl --model model")
+    out = shell("evaluate e.jsonl --model model --skip-bad bad.jsonl")
+    assert (
+        "skipped  1 unusable lines, now in bad.jsonl\n         e.jsonl, line 2: expected one whole JSON object" in out
+    )
+    assert "\n         not read: source (2 rows)\n" in out
+    assert shown(out) == shown(shell("evaluate good.jsonl --model model"))
+    assert [json.loads(line)["line"] for line in Path("bad.jsonl").read_text().splitlines()] == [2]
+    shell.refused("evaluate e.jsonl --model model --skip-bad good.jsonl")  # never replaced
+    assert Path("good.jsonl").read_text() == f"{good}\n{good}\n"
+    said = shell.refused("evaluate e.jsonl --model model --skip-bad e.jsonl")
+    assert said == "--skip-bad 'e.jsonl' is the file to measure, expected another file"
+
+
 def test_the_loss_is_measured_on_another_file_or_share(shell):
     """What finetune measures before its first step is what evaluate prints."""
     Path("other").write_text("a log and a mat.\n" * 9)

@@ -545,14 +545,42 @@ def test_log_and_skipped_lines_are_two_files(shell):
 
 
 def test_bad_lines_may_be_left_out_and_copies_are_told(shell):
-    write_lines("e.jsonl", *[{"text": "the cat sat"}] * 3, "{", '{"text": 3}', "[]")
+    write_lines("e.jsonl", *[{"text": "the cat sat"}] * 3, "{", '{"text": 3}', "", '{"text": 4}')
     few = "finetune e.jsonl --model model --steps 1 --batch-size 1 --skip-bad bad.jsonl --target-modules q_proj"
     out = shell(few, "--save", "a")
-    assert "skipped  3 unusable lines, now in bad.jsonl\n" in out
+    assert (
+        "skipped  3 unusable lines, now in bad.jsonl\n"
+        "         e.jsonl, line 4: expected one whole JSON object on one line: Input data was truncated\n"
+        "         e.jsonl, 2 lines (5, 7): Expected `str`, got `int` - at `$.text`\n"
+    ) in out
     assert "data     e.jsonl: 2 examples and 1 held out" in out
     assert "\n         duplicate examples: 2\n         held-out examples that are also trained on: 1 of 1" in out
-    assert Path("bad.jsonl").read_text() == '{\n{"text": 3}\n[]\n'
+    written = [json.loads(line) for line in Path("bad.jsonl").read_text().splitlines()]
+    assert [(bad["file"], bad["line"], bad["content"]) for bad in written] == [
+        *(("e.jsonl", 4, "{"), ("e.jsonl", 5, '{"text": 3}'), ("e.jsonl", 7, '{"text": 4}')),
+    ]
+    assert [bad["reason"].partition(" ")[0] for bad in written] == ["expected", "Expected", "Expected"]
+    shell.refused("finetune bad.jsonl --model model --save b")  # it is no file of examples
     assert "now in bad.jsonl\n" in shell(few, "--save", "c")  # the same lines: as after a stop
     write_lines("held.jsonl", {"text": "the cat sat"}, "{")
     shell(f"{QUICK} --skip-bad bad --valid held.jsonl")
-    assert Path("bad").read_text() == "{\n"
+    assert [bad["file"] for bad in map(json.loads, Path("bad").read_text().splitlines())] == ["held.jsonl"]
+
+
+def test_unread_keys_are_named_before_training(shell):
+    write_lines("e.jsonl", *({"text": "the cat sat", "source": i} for i in range(3)), {"text": "a dog", "\x1b": 0})
+    write_lines("held.jsonl", {"text": "the mat", "\x1b": 1})
+    few = "finetune e.jsonl --model model --steps 1 --batch-size 1 --target-modules q_proj --save a --valid held.jsonl"
+    out = shell(few).partition("\ntime ")[0]
+    assert "\n         not read: source (3 rows), \\x1b (1)\n" in out
+    assert "\n         held.jsonl: not read: \\x1b (1 row)\n" in out
+
+
+def test_a_batch_beyond_the_data_names_the_batch_that_fits(shell):
+    """Without an option, too: the default depends on the model."""
+    write_lines("e.jsonl", *({"text": "the cat sat"} for _ in range(4)))
+    few = "finetune e.jsonl --model model --steps 1 --target-modules q_proj --save a"
+    for more, batch in (("", 16), ("--batch-size 4", 4)):
+        said = shell.refused(f"{few} {more}")
+        assert said == f"a batch of {batch} is larger than the 3 examples to train on: --batch-size 3 fits"
+    shell(f"{few} --batch-size 3")

@@ -246,6 +246,7 @@ def test_a_file_of_prompts_is_answered_by_one_loading(shell, monkeypatch):
     monkeypatch.setattr(sys, "stderr", Terminal())
     assert shell(GREEDY, "p.jsonl", "-o", "out.jsonl") == "3 answers written to out.jsonl\n"
     assert re.search(r" 3/3 \[.*prompt", sys.stderr.getvalue())
+    assert "not read: completion (1 row), id (1), generated (1); each answer is written with" in sys.stderr.getvalue()
     assert len(loaded) == 1
     assert '"id": "é"' in Path("out.jsonl").read_text("utf-8")
     written = [json.loads(line) for line in Path("out.jsonl").read_text().splitlines()]
@@ -270,6 +271,9 @@ def test_prompts_are_read_before_the_model_is(shell, monkeypatch):
     Path("p.jsonl").write_text('{"prompt": "a"}\n{"text": "a"}')
     said = shell.refused(GREEDY, "p.jsonl", "-o", "out.jsonl")
     assert said == "'p.jsonl': line 2: it has neither prompt nor messages"
+    Path("p.jsonl").write_text('{"prompt": "a", "context": "b", "completion": "c"}\n')
+    said = shell.refused(GREEDY, "p.jsonl", "-o", "out.jsonl")
+    assert "its context would be ignored" in said
     assert not Path("out.jsonl").exists()
 
 

@@ -151,7 +151,7 @@ REFUSED = [
     (CLOSES, chat("hi", "hello", "why", "so"), TWO_WAYS.format("'hihello.'", "'hihellowhyso.'")),
     (PROMPTS, chat("hi", "hello"), TWO_WAYS.format(r"'<s>u:hi<end>\na: think'", r"'<s>u:hi<end>\na:hello<end>\n'")),
     (TURNS, chat("hi"), "no message is from the assistant, so there is nothing to learn; the roles are ['user']"),
-    (TURNS, [], "no message is from the assistant, so there is nothing to learn; the roles are []"),
+    (TURNS, [], "its list of messages is empty"),
     (TURNS, chat("hi", " \n"), r"message 2, from the assistant, is empty: ' \n'"),
     (TURNS, chat("hi", None), "the content of message 2 is None, expected text"),
     *[(TURNS, chat(content, "a"), f"the content of message 1 is {content}, expected text")

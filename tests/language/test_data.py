@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,8 +12,10 @@ import numpy as np
 import pytest
 
 from minilora import adapt, cross_entropy
+from minilora.language.conversion import PREFERENCES
 from minilora.language.data import (
     LONGEST_ROW,
+    BadLine,
     Chat,
     Completion,
     Example,
@@ -177,11 +180,9 @@ GOOD = {"prompt": "a", "completion": "b"}
 HI = {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]}
 FORMS = '{"messages": [...]}, {"prompt": ..., "completion": ...} or {"text": ...}'
 EXPECTED = f"expected a plain text, or a .jsonl file whose lines are each {FORMS}"
-ONLY = "a chat template receives only messages and tools"
-SYSTEM = """jq -c '{messages: ([{role: "system", content: .system}] + .messages)}' makes it a message"""
-INPUT = r"""jq -c '{prompt: (.prompt + "\n\n" + .input), completion}' appends it to the prompt"""
+ONE_OBJECT = "expected one whole JSON object on one line"
 LINES = [  # a line, and why it cannot be used
-    ('{"prompt": "a"', "Input data was truncated"),
+    ('{"prompt": "a"', f"{ONE_OBJECT}: Input data was truncated"),
     ("[1]", f"it is [1], expected one of {FORMS}"),
     ({"prompt": "a"}, f"its keys are ['prompt'], expected one of {FORMS}"),
     ({**GOOD, "text": "c"}, f"its keys are ['completion', 'prompt', 'text'], expected one of {FORMS}"),
@@ -192,30 +193,26 @@ LINES = [  # a line, and why it cannot be used
     ({"text": ""}, "its text is empty: ''"),
     ({"messages": HI["messages"][:1]},
      "no message is from the assistant, so there is nothing to learn; the roles are ['user']"),
-    *(({**GOOD, key: [{"name": "f"}]}, f"its {key} would be ignored: {ONLY}")
-      for key in ("tools", "functions", "function_call", "chat_template_kwargs")),
-    ({"messages": [], "documents": ["a"]}, f"its documents would be ignored: {ONLY}"),
     ('{"prompt": "cut: \\ud83d", "completion": "a"}',
-     "JSON is malformed: unexpected end of escaped utf-16 surrogate pair (byte 23)"),
-    ('{"prompt": "a", "completion": "b", "id": NaN}', "JSON is malformed: invalid character (byte 41)"),
+     f"{ONE_OBJECT}: JSON is malformed: unexpected end of escaped utf-16 surrogate pair (byte 23)"),
+    ('{"prompt": "a", "completion": "b", "id": NaN}',
+     f"{ONE_OBJECT}: JSON is malformed: invalid character (byte 41)"),
+    ('{"prompt": "a", "completion": "evil", "completion": "b"}',
+     "the key 'completion' appears 2 times in one object, expected once"),
+    ('{"text": "a", "more": [{"x": {"é": 1, "b": 2, "é": 1, "é": 3}}]}',
+     "the key 'é' appears 3 times in one object, expected once"),
     ({**HI, "tools": "f"}, "Expected `array | null`, got `str` - at `$.tools`"),
-    *[({**GOOD, key: "x"}, f"its {key} would be ignored: the model reads only text")
-      for key in ("images", "videos", "audios")],
-    ({**HI, "system": "be kind"}, f"its system would be ignored: {SYSTEM}"),
-    ({**GOOD, "input": "x"}, f"its input would be ignored: {INPUT}"),
-    ({**GOOD, "chosen": "x"},
-     "its chosen would be ignored: jq -c '{prompt, completion: .chosen}' makes it the completion"),
-    ({**GOOD, "rejected": "x"}, "its rejected would be ignored: jq -c 'del(.rejected)' removes it"),
-    *[({**GOOD, "weight": weight},
-       "its weight would be ignored: all examples have the same weight, and jq -c 'del(.weight)' removes it")
-      for weight in (0, 0.1)],
+    ({**GOOD, "rejected": "x"}, f"its rejected would be ignored: {PREFERENCES}; jq -c 'del(.rejected)' removes it"),
 ]  # fmt: skip
 BAD = [line for line, _ in LINES]
+LISTS = "jq -c 'if type == \"array\" then .[] else . end' {} > new.jsonl converts it"
 FILES = [
-    ("e.json", "[]", f".json is structured data: {EXPECTED}"),
-    *((f"e.{end}", "a,b", f".{end} is structured data: {EXPECTED}") for end in ("CSV", "tsv", "ndjson")),
-    ("e.txt", f"{json.dumps(GOOD)}\n{json.dumps(GOOD)}\n", f"it contains JSON: {EXPECTED}"),
-    ("e.txt", json.dumps([GOOD] * 3, indent=2), f"it contains JSON: {EXPECTED}"),
+    ("e.json", "[]", f".json is structured data: {EXPECTED}; {LISTS.format('e.json')}"),
+    ("e.ndjson", "a,b", f".ndjson is structured data: {EXPECTED}; {LISTS.format('e.ndjson')}"),
+    ("e.txt", f"{json.dumps(GOOD)}\n{json.dumps(GOOD)}\n", f"it contains JSON: {EXPECTED}; {LISTS.format('e.txt')}"),
+    ("e.txt", json.dumps([GOOD] * 3, indent=2), f"it contains JSON: {EXPECTED}; {LISTS.format('e.txt')}"),
+    ("e f.jsonl", f"\n{json.dumps([GOOD] * 3, indent=2)}",
+     f"it is one JSON array: {EXPECTED}; {LISTS.format(repr('e f.jsonl'))}"),
     ("e.jsonl", json.dumps(GOOD),
      "examples with a token that counts in a row of 8: 1 of 1, expected at least 2, one of them to hold out"),
     ("e.jsonl", lined([GOOD, "", BAD[1], GOOD]), f"line 3: {LINES[1][1]}"),
@@ -308,37 +305,26 @@ def test_the_summary_says_what_a_length_loses(load):
 
 
 def test_all_bad_lines_are_reported_at_once(load, tmp_path):
-    """At most ten are listed."""
+    """Lines with the same reason are reported together, and at most ten reasons."""
     for start in range(0, len(LINES), 10):
         with pytest.raises(FileRefused) as error:
             load([GOOD, *BAD[start:], {**GOOD, "weight": 1, "id": 3, "source": "a book"}])
         assert str(error.value) == f"'{tmp_path / 'e.jsonl'}': {len(BAD[start:])} lines cannot be used:"
         told = [f"line {line}: {why}" for line, (_, why) in enumerate(LINES[start : start + 10], 2)]
-        more = [f"... and {len(BAD[start:]) - 10} more"] if len(BAD[start:]) > 10 else []
+        more = [f"... and {len(BAD[start:]) - 10} more lines"] if len(BAD[start:]) > 10 else []
         assert error.value.more == told + more
+    with pytest.raises(FileRefused) as error:
+        load([BAD[1], GOOD, *[BAD[2]] * 21, BAD[1]])
+    first = ", ".join(map(str, range(3, 23)))
+    assert error.value.more == [f"2 lines (1, 24): {LINES[1][1]}", f"21 lines ({first}, ...): {LINES[2][1]}"]
 
 
-@pytest.mark.skipif(not shutil.which("jq"), reason="jq is not installed")
-def test_the_suggested_command_converts_what_would_be_ignored(load):
-    for more, converted in (
-        ({"system": "be kind", **HI}, {"messages": [{"role": "system", "content": "be kind"}, *HI["messages"]]}),
-        ({**GOOD, "input": "3"}, {**GOOD, "prompt": "a\n\n3"}),
-        ({**GOOD, "chosen": "c"}, {**GOOD, "completion": "c"}),
-        ({**GOOD, "rejected": "c"}, GOOD),
-        ({**GOOD, "weight": 2}, GOOD),
-    ):
-        with pytest.raises(FileRefused) as error:
-            load([more])
-        program = re.search("jq -c '(.*)'", str(error.value).replace("\\\\", "\\"))[1]
-        done = subprocess.run(["jq", "-c", program], input=json.dumps(more), capture_output=True, text=True, check=True)
-        assert json.loads(done.stdout) == converted
-
-
-def test_bad_lines_are_skipped_and_returned(load, monkeypatch):
-    skipped = []
+def test_bad_lines_are_skipped_and_returned(load, monkeypatch, tmp_path):
+    skipped, file = [], str(tmp_path / "e.jsonl")
     data = load([GOOD, *BAD, GOOD], 8, skipped=skipped)
     assert len(data.X) + len(data.X_held) == 2
-    assert skipped == lined(BAD).splitlines()
+    texts = lined(BAD).splitlines()
+    assert skipped == [BadLine(i, text, LINES[i - 2][1], file) for i, text in enumerate(texts, 2)]
     with pytest.raises(FileRefused, match="line 1: its text is empty"):
         load([{"text": ""}], 8, skipped=skipped)
 
@@ -350,7 +336,21 @@ def test_bad_lines_are_skipped_and_returned(load, monkeypatch):
     skipped, bad = [], [{"text": "no"}, {"text": ""}]
     monkeypatch.setattr("minilora.language.data.encode_example", encode)
     load([GOOD, *bad, GOOD], 8, skipped=skipped)
-    assert skipped == lined(bad).splitlines()  # in their order
+    assert [line.text for line in skipped] == lined(bad).splitlines()  # in their order
+
+
+def test_keys_that_are_not_read_are_counted(load, tmp_path):
+    """Those of each file apart, of the examples that are used, and null is no value."""
+    rows = [{**GOOD, "source": i, "none": None} for i in range(3)] + [{"text": "the cat", "weight": 1, "\x1b[2J": ""}]
+    held = write(tmp_path / "f.jsonl", [{"text": "the dog", "score": 1.0}, {"text": "a", "source": "x", "id": 0}])
+    notes = load([*rows, {**GOOD, "source": "", "rejected": "x"}], held_out=held, skipped=[]).notes
+    assert [note for note in notes if "not read" in note] == [
+        "not read: source (3 rows), weight (1), \\x1b[2J (1)",
+        f"{held}: not read: score (1 row), source (1), id (1)",
+    ]
+    assert "not read: a (2 rows), b (1)" in load([{**GOOD, "b": 1, "a": 2}, {**GOOD, "a": 3}]).notes
+    many = load([{**GOOD, **{f"k{i}": i for i in range(22)}}] * 2).notes[0]
+    assert many.endswith("k19 (2), and 2 other keys")
 
 
 def test_duplicates_are_counted_also_among_held_out_examples(load, tmp_path, model_dir):
@@ -394,7 +394,8 @@ def test_oddities_of_a_held_out_file_are_reported(load, tmp_path):
     copies = "duplicate examples: 1"
     missing_space = "completions that run into their prompt, without a space between them: 1"
     notes = load([{"prompt": p, "completion": "b"} for p in ("it is ", "it is")], held_out=held).notes
-    assert [note.partition(", the first")[0] for note in notes] == [missing_space, copies, missing_space]
+    told = [missing_space, f"{held}: {copies}", f"{held}: {missing_space}"]
+    assert [note.partition(", the first")[0] for note in notes] == told
     assert ["line 2;" in note for note in notes] == [True, False, True]
 
 
@@ -460,17 +461,14 @@ def test_unreadable_lines_are_reported_by_number(tmp_path):
 def test_a_chat_may_have_no_tools():
     messages = HI["messages"][1:]
     assert checked({"messages": messages, "tools": []}) == Chat(messages, [])
-    assert checked({"messages": messages, "prompt": "of another program's"}) == Chat(messages)
+    assert checked({"messages": messages, "id": "of another program's"}) == Chat(messages)
 
 
 # --- other people's data ---
 
 OTHERS = {
     "list.json": [HI],
-    "alpaca.jsonl": {"instruction": "hi", "input": "", "output": "hello"},
-    "sharegpt.jsonl": {"conversations": [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "hello"}]},
     "other-roles.jsonl": {"messages": [{"role": "human", "content": "hi"}, {"role": "bot", "content": "hello"}]},
-    "lists-of-messages.jsonl": {"prompt": HI["messages"][:1], "completion": HI["messages"][1:]},
 }
 PAGE = Path(__file__).parents[2] / "docs" / "library" / "finetune.md"
 COMMANDS = re.findall(r"^jq (?:.|\n)*? > new\.jsonl", PAGE.read_text(encoding="utf-8"), re.M)
@@ -490,3 +488,17 @@ def test_a_command_of_the_page_converts_what_is_refused(tmp_path, name):
 
 def test_every_command_of_the_page_is_run():
     assert len(COMMANDS) == len(OTHERS)
+
+
+@pytest.mark.parametrize(("suffix", "between"), [(".csv", ","), (".TSV", "\t")])
+def test_the_suggested_command_converts_a_table(tmp_path, suffix, between):
+    """Also quoted cells with line breaks, and the mark that Excel writes first."""
+    table = tmp_path / f"a table{suffix}"
+    cells = ["prompt", "completion"], ["a", '"b, ""c""\n\td"'], ["", "\u65e5"]
+    table.write_text("\ufeff" + "".join(between.join(row) + "\r\n" for row in cells), encoding="utf-8", newline="")
+    with pytest.raises(FileRefused) as error:
+        load_data(table, "no model")
+    command = str(error.value).partition("; python ")[2].removesuffix(" converts it")
+    subprocess.run(["sh", "-c", f"{sys.executable} {command}"], cwd=tmp_path, check=True)
+    lines = [line for _, _, line in read_lines(tmp_path / "new.jsonl", [], checked)]
+    assert lines == [Completion("a", 'b, "c"\n\td'), Completion("", "\u65e5")]

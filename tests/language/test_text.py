@@ -52,11 +52,18 @@ def test_a_share_of_the_rows_is_rounded_up_exactly(share):
 
 def test_a_file_that_is_not_text_is_refused(tmp_path):
     for data, message in (
-        (b"caf\xe9 au lait", "'utf-8' codec can't decode byte 0xe9 in position 3"),
+        (
+            b"caf\xe9 au lait",
+            "line 1 is not in UTF-8, as byte 0xe9 shows: .* iconv -f LATIN1 -t UTF-8 converts the file",
+        ),
+        (b"\xef\xbb\xbf\xc3\xa9\n\n\nna\xefve caf\xe9\n", "line 4 is not in UTF-8, as byte 0xef shows"),
         (b"", "': it contains no text$"),
         (b" \n\t", "': it contains no text$"),
         *(
-            (f"{mark}a\u00e9".encode(code), "the text is in UTF-16, expected UTF-8")
+            (
+                f"{mark}a\u00e9".encode(code),
+                "the text is in UTF-16, expected UTF-8: iconv -f UTF-16 -t UTF-8 converts it",
+            )
             for code in ("utf-16-le", "utf-16-be")
             for mark in ("", "\ufeff")
         ),

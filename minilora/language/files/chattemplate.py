@@ -88,7 +88,9 @@ class ChatTemplate:
             raise FileRefused(self.path, reason) from error
         except Exception as error:  # a template may refuse a role, divide by zero, or nest too deeply
             reason = f"{type(error).__name__}: {error}"
-            raise FileRefused(self.path, f"its chat template cannot render this: {reason}") from error
+            calls = [i for i, message in enumerate(messages, start=1) if message.get("tool_calls")]
+            chat = f" chat, whose message {calls[0]} has tool calls" if calls else ""
+            raise FileRefused(self.path, f"its chat template cannot render this{chat}: {reason}") from error
 
 
 @contextmanager

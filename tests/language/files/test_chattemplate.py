@@ -122,6 +122,14 @@ def test_a_template_is_run_as_transformers_runs_it():
             template(source).render(HI)
 
 
+def test_an_error_about_a_chat_with_tool_calls_says_so():
+    """Without content, as such a message has, many templates fail in jinja2's own words."""
+    calls = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f", "arguments": {}}}]}
+    told = "cannot render this chat, whose message 3 has tool calls: UndefinedError"
+    with pytest.raises(FileRefused, match=told):
+        template("{% for m in messages %}{{ m.content.strip() }}{% endfor %}").render([*HI, *HI, calls])
+
+
 def test_a_template_may_let_the_model_answer_or_have_tools():
     found = template("{{ messages[0].content }}{{ add_generation_prompt }}", tool_use="tools!")
     assert found.render(HI) == "hiFalse"
