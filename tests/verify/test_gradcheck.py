@@ -381,7 +381,7 @@ STEEP = [
 
 
 @pytest.mark.parametrize(("f", "slope", "x"), STEEP)
-def test_a_function_steeper_than_the_step_is_measured_by_shorter_ones(f, slope, x):
+def test_a_steep_function_is_measured_by_shorter_steps(f, slope, x):
     passed(of(lambda x: f(x).sum()), slope(x), {"x": x}, method="central")
     report = failed(of(lambda x: f(x).sum()), 1.01 * slope(x), {"x": x}, method="central")
     assert wrong(report).factor == pytest.approx(1.01, abs=1e-7)
