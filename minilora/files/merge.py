@@ -102,7 +102,11 @@ def merge_adapter(
     if tied:
         _warn_of_a_tied_head(weights, tied, whole)
     if not dry_run:
-        _write(out, weights, folder, changes, others, progress)
+        damaged: list[str] = []
+        _write(out, weights, folder, changes, others, damaged, progress)
+        if damaged:
+            what = f"NaN or infinity in {len(damaged)} tensors, the first is {short(damaged[0])}"
+            warnings.warn(f"{weights.path}: the base has {what}, and so has {str(out)!r}", stacklevel=2)
     return changes
 
 
@@ -141,6 +145,7 @@ def _write(
     folder: AdapterFolder,
     changes: list[MergedTensor],
     others: Mapping[str, Path | bytes],
+    damaged: list[str],
     progress: bool,
 ) -> None:
     """Write the single file, or a folder of files, index and companions, which appears when it is complete."""
@@ -148,26 +153,31 @@ def _write(
     with tqdm(total=total, unit="B", unit_scale=True, disable=None if progress else True) as bar:
         if weights.index is None and not others:
             with written_whole(out) as target:
-                _write_file(weights.files[0], target, folder, changes, bar)
+                _write_file(weights.files[0], target, folder, changes, damaged, bar)
             return
         with written_folder(out) as part:
             for file in weights.files:
                 with synced(part / file.path.name) as target:
-                    _write_file(file, target, folder, changes, bar)
+                    _write_file(file, target, folder, changes, damaged, bar)
             if weights.index is not None:
                 with synced(part / weights.index.name) as target:
                     target.write(weights.index_text)
             copy_companions(others, part)
 
 
-def _write_file(file: TensorFile, out: BinaryIO, folder: AdapterFolder, changes: list[MergedTensor], bar: tqdm) -> None:
-    """Copy one file, merging the tensors that change."""
+def _write_file(
+    file: TensorFile, out: BinaryIO, folder: AdapterFolder, changes: list[MergedTensor], damaged: list[str], bar: tqdm
+) -> None:
+    """Copy one file, merging the tensors that change; append the names of tensors with NaN or infinity to `damaged`."""
     changed = {change.name: change for change in changes}
     factors = lru_cache(maxsize=2)(folder.read)  # the two arrays of experts alternate
     out.write(file.header)
     for name in file.tensors:
         blocks = _merged(file, changed[name], factors(changed[name].module)) if name in changed else file.blocks(name)
+        kind = FLOATS.get(file.tensors[name].dtype)
         for raw in blocks:
+            if kind is not None and name not in damaged and not np.isfinite(raw.view(kind)).all():
+                damaged.append(name)
             out.write(raw.data)
             bar.update(raw.size)
 

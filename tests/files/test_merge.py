@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import shutil
 import warnings
 from pathlib import Path
@@ -191,12 +192,16 @@ def test_factors_in_float16_are_widened_before_their_product(job):
     np.testing.assert_allclose(read(job.out)[Q][1], read(job.base)[Q][1] + 90_000)
 
 
-def test_nan_in_the_base_is_the_bases_own_affair(job):
+def test_nan_in_the_base_is_merged_and_reported(either):
+    """In a weight that the adapter changes, and in one that is copied."""
     tensors = base_tensors(np.random.default_rng(0))
-    tensors[Q][1, 1] = np.nan
-    write(job.base, tensors)
-    job.merge()
-    assert np.isnan(read(job.out)[Q][1]).sum() == 1
+    tensors[Q][1, 1], tensors["enc.k_proj.weight"][0, 0] = np.nan, -np.inf
+    shard(tensors, either.base) if either.base.is_dir() else write(either.base, tensors)
+    what = "the base has NaN or infinity in 2 tensors, the first is 'enc."
+    with pytest.warns(UserWarning, match=rf"^{re.escape(str(either.base))}.*: {what}.* and so has '.*out.*'$"):
+        either.merge()
+    after = read(either.out)
+    assert np.isnan(after[Q][1]).sum() == np.isinf(after["enc.k_proj.weight"][1]).sum() == 1
 
 
 @pytest.mark.long
