@@ -61,11 +61,12 @@ def model_format(path: Path) -> str:
     return path.suffix
 
 
-def read_whole(path: Path) -> bytes:
-    """Return the bytes of a regular file of at most `MAX_FILE_BYTES`."""
+def read_whole(path: Path, at_most: int | None = None) -> bytes:
+    """Return the bytes of a regular file, which may have `at_most` bytes, by default `MAX_FILE_BYTES`."""
+    at_most = at_most or MAX_FILE_BYTES
     with RegularFile(path) as file, reading(path):
-        if os.fstat(file.fileno()).st_size > MAX_FILE_BYTES:
-            raise FileRefused(path, f"larger than {MAX_FILE_BYTES} bytes, the limit for such a file")
+        if file.opened.st_size > at_most:
+            raise FileRefused(path, f"larger than {at_most} bytes, the limit for such a file")
         return file.read()
 
 

@@ -24,7 +24,7 @@ import numpy as np
 from ..backend import backend_of
 from ..checks import Array, check_ids, check_integer, check_shape
 from ..fast.widths import of_area, widths
-from ..files.disk import RegularFile
+from ..files.disk import read_whole
 from ..fitting import check_data
 from ..gradients import backpropagate
 from ..losses import IGNORE_INDEX, Loss, count, cross_entropy
@@ -37,6 +37,8 @@ HELD_OUT = 10
 """One window or example in this many is held out, spread over the whole text, since its parts differ."""
 MOST_HELD_OUT_ROWS = 32
 """The default limit on the number of held-out rows from `windows`: 4,096 tokens at a length of 128."""
+MAX_TEXT_BYTES = 1 << 30
+"""The largest size of a text or of a file of examples; it is read whole."""
 PIECE_CHARACTERS = 1 << 18
 """The length of the pieces in which a long text is encoded, in characters."""
 LONGEST_PIECE = 1 << 21
@@ -106,9 +108,9 @@ def evenly_spaced(rows: np.ndarray, most: int | None) -> np.ndarray:
 
 
 def read_text(path: Path) -> str:
-    """Return the text in a regular file, which must be UTF-8 and not blank."""
-    with reading(path), RegularFile(path) as file:
-        data = file.read()
+    """Return the text in a regular file of at most `MAX_TEXT_BYTES`, which must be UTF-8 and not blank."""
+    with reading(path):
+        data = read_whole(path, MAX_TEXT_BYTES)
         if data[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in data[:2]:  # every second byte of UTF-16 is often 0
             raise ValueError("the text is in UTF-16, expected UTF-8: iconv -f UTF-16 -t UTF-8 converts it")
         try:

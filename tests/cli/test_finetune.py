@@ -378,7 +378,7 @@ def test_an_adapter_is_not_replaced_unless_it_may_be(shell, monkeypatch):
     shell(some, "--checkpoint", "c")
     before = contents("a")
     with monkeypatch.context() as patched:
-        patched.setattr("minilora.language.text.RegularFile", lambda path: pytest.fail("something is read"))
+        patched.setattr("minilora.language.text.read_whole", lambda path, at_most: pytest.fail("something is read"))
         for more in ([], ["--checkpoint", "new"]):
             said = "save 'a' already has an adapter: choose another folder, or pass --overwrite"
             assert shell.refused(some, *more) == said

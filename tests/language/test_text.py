@@ -10,7 +10,15 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from minilora.language.text import HELD_OUT, MOST_HELD_OUT_ROWS, is_held_out, read_text, token_ids, windows
+from minilora.language.text import (
+    HELD_OUT,
+    MAX_TEXT_BYTES,
+    MOST_HELD_OUT_ROWS,
+    is_held_out,
+    read_text,
+    token_ids,
+    windows,
+)
 
 from ..support.compare import refused
 
@@ -211,3 +219,11 @@ def test_a_share_is_held_out_as_in_whole_numbers():
             expected = {100 * k // hundredths for k in range(-(-n * hundredths // 100))}
             assert {*np.flatnonzero(held[::-1]).tolist()} == expected
     assert len(windows(range(5), 4, 0)[0]) == 1  # where nothing is held out one window is enough
+
+
+def test_a_text_is_read_up_to_a_size(tmp_path):
+    """A sparse file takes no room on the disk, and would take it in memory."""
+    with open(tmp_path / "t", "wb") as file:
+        file.truncate(MAX_TEXT_BYTES + 1)
+    with refused(f"'{tmp_path / 't'}': larger than {MAX_TEXT_BYTES} bytes, the limit for such a file"):
+        read_text(tmp_path / "t")
