@@ -1,6 +1,6 @@
 """Adapters of a model's layers: adapt, attach, merge.
 
-    adapted = adapt(model, ["q_proj", "v_proj"], rank=8, alpha=16, rng=rng)     everything frozen except new adapters
+    adapted = adapt(model, ["q_proj", "v_proj"], rank=8, alpha=16, rng=rng)     everything frozen except adapters
     train(adapted, X, Y, rng=rng)
     save_adapter("folder", adapters(adapted))                                   the adapters by module path
     same = attach(model, load_adapter("folder"))                                existing adapters
@@ -46,10 +46,14 @@ def adapt(
 ) -> Any:  # fmt: skip
     """Return a frozen model with a new adapter of each layer that `target_modules` selects.
 
+    A model with adapters can be adapted again, for instance to give other layers another rank. As in PEFT, its adapters
+    still train: ``adapt(adapt(model, ["q_proj"], rank=8, ...), ["v_proj"], rank=2, ...)`` trains both. To train only
+    the new ones, freeze the model first: ``adapt(minilora.layer.freeze(model), ...)``.
+
     Parameters
     ----------
     model : Layer
-        A model, or a single layer. It does not change; the result shares its frozen arrays.
+        A model, or a single layer. It does not change; the result shares its arrays.
     target_modules : list of str, or str
         As in PEFT. A list has module paths or suffixes: ``"q_proj"`` matches ``layers.0.self_attn.q_proj`` too. A
         string is a regular expression that must match the full path; ``"all-linear"`` selects every `Linear` except
@@ -132,7 +136,7 @@ def put_beside(model: Layer, target_modules: str | Sequence[str], beside: Callab
 
 
 def attach(model: Layer, adapters: Mapping[str, LoRA]) -> Any:
-    """Return a frozen model with the given adapters of the layers at their paths.
+    """Return a frozen model with the given adapters of the layers at their paths; adapters that it has still train.
 
     Parameters
     ----------
@@ -256,10 +260,12 @@ def is_adapted(layer: Any) -> bool:
 
 
 def _replaced(model: Layer, targets: Collection[str], adapted: Callable[[str, Any], Layer]) -> Any:
-    """Return a frozen model with the layers at these paths replaced."""
+    """Return a frozen model with the layers at these paths replaced; adapted layers stay as they are, and train."""
+    plain = _without_adapter(model)
 
     def replaced(path: str, layer: Layer) -> Layer:
-        layer.frozen = True  # a copy
+        if path in plain:
+            layer.frozen = True  # a copy
         return adapted(path, layer) if path in targets else layer
 
     return rebuild(model, layer=replaced)
@@ -304,6 +310,8 @@ def _matrix(layer: Any) -> Any:
 
 def _described(path: str, layer: Any) -> Any:
     """Return a layer's adapter; a plain `LoRA` is wrapped in an `Adapter` that shares its arrays."""
+    if not hasattr(layer, "adapter"):
+        raise TypeError(f"the layer {path!r}, a {type(layer).__name__}, has a method merge(), but no attribute adapter")
     adapter, more = layer.adapter, members_besides(layer, "base", "adapter")
     if not isinstance(adapter, LoRA):
         return adapter
@@ -361,16 +369,14 @@ def named_parameters(model: Layer, target_parameters: Collection[str]) -> dict[s
 def _free(model: Layer) -> dict[str, Layer]:
     """Return the layers that can have an adapter and have none yet, by path."""
     check_model(model)
-    free: dict[str, Layer] = {}
-    taken: list[str] = []  # the paths of adapted layers and of everything in them
-    for path, layer in walk(model):
-        if any(path == other or path.startswith(f"{other}.".removeprefix(".")) for other in taken):
-            continue
-        if is_adapted(layer):
-            taken.append(path)
-        elif kind_of_layer(layer) or isinstance(layer, StackedLinear):
-            free[path] = layer
-    return free
+    free = _without_adapter(model).items()
+    return {path: layer for path, layer in free if kind_of_layer(layer) or isinstance(layer, StackedLinear)}
+
+
+def _without_adapter(model: Layer) -> dict[str, Layer]:
+    """Return the layers that are neither adapted nor part of an adapted layer, by path."""
+    taken = tuple(f"{path}.".removeprefix(".") for path, layer in walk(model) if is_adapted(layer))
+    return {path: layer for path, layer in walk(model) if not f"{path}.".startswith(taken)}
 
 
 def _listed(paths: Collection[str], most: int = 8) -> str:

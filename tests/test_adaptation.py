@@ -23,9 +23,10 @@ from minilora import (
     adapters,
     attach,
     merge,
+    train,
 )
-from minilora.adaptation import ends_of
-from minilora.layer import Layer, walk
+from minilora.adaptation import ends_of, put_beside
+from minilora.layer import Layer, freeze, walk
 from minilora.variants.stackedlora import StackedLoRA
 
 from .support.compare import assert_close
@@ -120,7 +121,38 @@ def test_a_layer_with_an_adapter_gets_no_second_one():
         adapt(model, ["fc1"], rank=2, alpha=4, rng=RNG)
     both = adapt(model, ["fc2"], rank=2, alpha=4, rng=RNG)
     assert list(adapters(both)) == ["fc1", "fc2"]
-    assert list(both.trainable()) == ["fc2.lora_A", "fc2.lora_B"]
+
+
+@pytest.mark.parametrize("second", [adapt, attach, put_beside])
+def test_adapters_that_are_there_train_beside_new_ones(second):
+    """As their own model trained them; a frozen adapter stays frozen, and bases and other layers too."""
+    first = adapt(Sequential(a=mlp(), b=linear(4, 4), c=mlp(4)), ["fc1"], rank=2, alpha=4, rng=RNG, use_dora=True)
+    adapters(first)["c.fc1"].frozen = True
+    new = LoRA(RNG.standard_normal((1, 4)), np.zeros((4, 1)), 1)
+    ways = {
+        adapt: lambda: adapt(first, ["b"], rank=1, alpha=1, rng=RNG),
+        attach: lambda: attach(first, {"b": new}),
+        put_beside: lambda: put_beside(first, ["b"], lambda path, layer: LoRALinear(layer, new)),
+    }
+    both = ways[second]()
+    assert list(both.trainable()) == ["a.fc1.lora_A", "a.fc1.lora_B", "a.fc1.magnitude", "b.lora_A", "b.lora_B"]
+    assert all(both.trainable()[name] is array for name, array in first.trainable().items())
+    train(both, RNG.standard_normal((9, 3)), RNG.standard_normal((9, 4)), epochs=2, rng=RNG)
+    moved = {path: bool(adapter.lora_B.any()) for path, adapter in adapters(both).items()}
+    assert moved == {"a.fc1": True, "b": True, "c.fc1": False}
+    only_new = adapt(freeze(first), ["b"], rank=1, alpha=1, rng=RNG)
+    assert list(only_new.trainable()) == ["b.lora_A", "b.lora_B"]
+
+
+def test_a_layer_that_merges_without_an_adapter_is_named():
+    class Folding(Layer):
+        def merge(self):
+            return linear(3, 3)
+
+    model = Sequential(fc=linear(3, 3), mine=Folding())
+    for path, of in (("mine", model), ("", Folding())):
+        with pytest.raises(TypeError, match=f"^the layer '{path}', a Folding, has a method merge.., but no attribute "):
+            adapters(of)
 
 
 def test_a_path_that_begins_as_an_adapted_one_is_free():
