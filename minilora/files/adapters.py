@@ -35,6 +35,7 @@ from __future__ import annotations
 import math
 import os
 import re
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
@@ -233,6 +234,11 @@ def save_adapter(
         If the files cannot be written. An adapter that was there stays as it was, unless the error comes while the new
         files are renamed into place: its configuration has been removed by then, so the old adapter is lost, and
         readers refuse the folder until the next save.
+
+    Warns
+    -----
+    UserWarning
+        If an adapter's product B A is zero, as that of a new adapter: it was not trained.
     """
     path, fan_in_fan_out = check_path("path", path), check_flag("fan_in_fan_out", fan_in_fan_out)
     dropout = check_number("lora_dropout", lora_dropout, above=0, below=1, or_equal=True)
@@ -279,6 +285,13 @@ def save_adapter(
         before(text, weights.getvalue())
     path.parent.mkdir(parents=True, exist_ok=True)
     _write(path, tensors, notes, text)
+    keys = {module: form.keys(module) for module, form in forms.items() if not form.dora}
+    if unmoved := [module for module, (A, B) in keys.items() if not (tensors[A].any() and tensors[B].any())]:
+        warnings.warn(
+            f"{len(unmoved)} of the {len(saved)} saved adapters, such as {short(unmoved[0])}, change no weight: "
+            "B A is zero, as before training",
+            stacklevel=2,
+        )
 
 
 def _write(path: Path, tensors: Mapping[str, np.ndarray], notes: Mapping[str, str], text: bytes) -> None:

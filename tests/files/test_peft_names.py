@@ -106,6 +106,7 @@ NAMED = {  # of each module its layer, and by PEFT's names the shapes of A, of B
 }
 
 
+@pytest.mark.filterwarnings("ignore:.* change no weight:UserWarning")  # a start is saved
 @pytest.mark.parametrize("dora", [False, True])
 @pytest.mark.parametrize("module", NAMED)
 def test_names_and_shapes_are_pefts(tmp_path, module, dora):
@@ -115,6 +116,20 @@ def test_names_and_shapes_are_pefts(tmp_path, module, dora):
     found = {key: array.shape for key, array in tensors_of(tmp_path).items()}
     assert found == {f"{PREFIX}{module}.{name}": shape for name, shape in expected.items()}
     assert config_of(tmp_path)["use_dora"] is dora
+
+
+def test_a_saved_adapter_that_was_not_trained_is_reported(tmp_path):
+    """By its change of weight; a magnitude changes the weight without it."""
+    rng = np.random.default_rng(0)
+    model = adapt(model_of(rng), ["linear", "embedding", "conv2d"], rank=2, alpha=3, rng=rng)
+    for count, path in ((3, "enc.linear"), (2, "enc.embedding"), (1, "conv2d")):
+        said = f"^{count} of the 3 saved adapters, such as '{path}', change no weight: B A is zero, as before "
+        with pytest.warns(UserWarning, match=said):
+            save_adapter(tmp_path, adapters(model), overwrite=True)
+        (adapters(model)[path].lora_A if path == "enc.embedding" else adapters(model)[path].lora_B)[:] = 1
+    save_adapter(tmp_path, adapters(model), overwrite=True)
+    dora = adapt(model_of(rng), ["linear"], rank=2, alpha=3, rng=rng, use_dora=True)
+    save_adapter(tmp_path, adapters(dora), overwrite=True)
 
 
 def test_a_convolutions_columns_are_channel_first(tmp_path):
