@@ -31,6 +31,7 @@ from ..layers.stacked import StackedLinear
 from ..losses import IGNORE_INDEX, Loss
 from ..optim import gradient_norm
 from ..schedule import Schedule
+from ..state import TrainingState
 from ..texts import named, printable
 from ..training import Passes, TrainingDiverged, train
 from ..variants.dropout import check_dropped, with_dropout
@@ -53,6 +54,7 @@ from .resume import (
     Notes,
     StoppedRun,
     TuningCheckpoint,
+    deferred_interrupts,
     digest_of_adapter,
     exclusive_lock,
     identity_of,
@@ -444,8 +446,7 @@ def checkpoint_of(
         losses={}, saved=[], wrote=[],
     )  # fmt: skip
     notes["wrote"] = sorted({*notes["wrote"], *(str(real(path)) for path in (recipe.log, recipe.plot) if path)})
-    each, best = recipe.checkpoint is not None, recipe.keep_best
-    return TuningCheckpoint(recipe.checkpoint_path, notes, stopped, each=each, best=best)
+    return TuningCheckpoint(recipe.checkpoint_path, notes, stopped, each=recipe.checkpoint is not None)
 
 
 def train_adapter(
@@ -466,13 +467,21 @@ def train_adapter(
         notes["before"] = step.evaluate(adapted, X_held, Y_held, next_token_loss)
         recipe.checkpoint_path.unlink(missing_ok=True)  # left by another run, and --overwrite is given
     table.print_known_rows(notes["before"], time.perf_counter() - start, stopped.saved if stopped else None)
+
+    def report(state: TrainingState) -> None:
+        table.on_step(state)
+        if interrupted:
+            checkpoint.keep(state, due=True)
+            raise KeyboardInterrupt
+
     try:
-        history = train(
-            adapted, X, Y, max_steps=recipe.steps, batches=Passes(len(X), recipe.batch_size, recipe.seed),
-            lr=recipe.lr, rng=rng, log_every=every, progress=True, checkpoint=checkpoint, loss=next_token_loss,
-            gradients=step, held_out=(X_held, Y_held), report=table.on_step, weight_decay=recipe.weight_decay,
-            schedule=schedule_of(recipe, recipe.steps), max_grad_norm=recipe.max_grad_norm,
-        )  # fmt: skip
+        with deferred_interrupts(table.show) as interrupted:
+            history = train(
+                adapted, X, Y, max_steps=recipe.steps, batches=Passes(len(X), recipe.batch_size, recipe.seed),
+                lr=recipe.lr, rng=rng, log_every=every, progress=True, checkpoint=checkpoint, loss=next_token_loss,
+                gradients=step, held_out=(X_held, Y_held), report=report, weight_decay=recipe.weight_decay,
+                schedule=schedule_of(recipe, recipe.steps), max_grad_norm=recipe.max_grad_norm,
+            )  # fmt: skip
     except TrainingDiverged as error:
         if recipe.checkpoint is None:  # it would only diverge again
             recipe.checkpoint_path.unlink(missing_ok=True)
@@ -537,12 +546,14 @@ def diverged(recipe: ResolvedRecipe, step: int) -> str:
 def save(recipe: ResolvedRecipe, adapted: Llama, system: str | None, checkpoint: TuningCheckpoint) -> None:
     """Write the adapter with the names that PEFT and llama.cpp need, and the chats' system message."""
     by_weight = found_by_weight(adapted)
-    save_adapter(
-        recipe.save, adapters(adapted), base_model=None if recipe.model is None else str(recipe.model),
-        task_type="CAUSAL_LM", target_modules=[name for name in ends_of(adapted) if f"{name}.weight" not in by_weight],
-        target_parameters=by_weight, lora_dropout=recipe.dropout, system=system, overwrite=True,
-        before=checkpoint.finish,  # the process may be killed as soon as the adapter is written
-    )  # fmt: skip
+    ends = [name for name in ends_of(adapted) if f"{name}.weight" not in by_weight]
+    with deferred_interrupts(lambda message: None):  # the adapter is written in a moment
+        save_adapter(
+            recipe.save, adapters(adapted), base_model=None if recipe.model is None else str(recipe.model),
+            task_type="CAUSAL_LM", target_modules=ends, target_parameters=by_weight, lora_dropout=recipe.dropout,
+            system=system, overwrite=True,
+            before=checkpoint.finish,  # the process may be killed as soon as the adapter is written
+        )  # fmt: skip
     if recipe.checkpoint is None:
         recipe.checkpoint_path.unlink(missing_ok=True)
 

@@ -1,25 +1,29 @@
 """A fine-tuning that was stopped: what is said, what goes on to the same bits, and which other is refused."""
 
 import contextlib
+import itertools
 import json
 import os
 import re
 import shlex
+import signal
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
 
 from minilora import Adam, Linear, Llama, adapt, cli, load_adapter, save_adapter, train
 from minilora.backend import get_backend
+from minilora.files import checkpoint as checkpoints
 from minilora.files.checkpoint import Checkpoint, CheckpointError, read_checkpoint
 from minilora.language import finetune as finetuning
 from minilora.language import resume
 from minilora.language.finetune import Step
+from minilora.language.losstable import LossTable
 from minilora.language.recipe import SIZE_DEFAULTS, Recipe
 from minilora.language.resume import (
     StoppedRun,
@@ -92,6 +96,75 @@ def test_ctrl_c_says_what_is_kept_and_what_goes_on(often, shell, standin, monkey
     assert rows(resumed) == rows(shell(typed, "--save", "whole", "--checkpoint", "new"))
     assert rows(resumed)[: len(first)] == first
     assert weights("it's") == weights("whole")
+
+
+PRESSED = {  # what is called when Ctrl-C comes in step 3, and how often it was called until then
+    "in the step": (Adam, "step", 3),
+    "in the measurement": (finetuning, "evaluate_where_it_counts", 4),
+    "after the step": (LossTable, "on_step", 3),
+    "while it is written": (checkpoints, "write_tensors", 4),
+}
+
+
+@contextlib.contextmanager
+def signalled(owner, name, *calls):
+    """Send SIGINT to this process in these calls of a function, before it does anything."""
+    right, count = getattr(owner, name), itertools.count(1)
+
+    def called(*given, **options):
+        if next(count) in calls:
+            os.kill(os.getpid(), signal.SIGINT)
+        return right(*given, **options)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(owner, name, called)
+        yield
+
+
+@pytest.mark.parametrize(
+    ("place", "steps"),
+    [(place, steps) for steps in (3, 5) for place in PRESSED if steps == 5 or "written" not in place],
+)
+def test_ctrl_c_keeps_the_step_it_comes_in(folder, shell, monkeypatch, place, steps):
+    """Whichever was written last; the same command ends with the same bits, and no handler is left behind."""
+    typed = f"{TYPED} --steps {steps} --dropout 0.2 --eval-every 1"
+    shell(typed, "--save", "whole", "--log", "all")
+    monkeypatch.setattr(resume, "CHECKPOINT_SHARE", 1e9 if "written" in place else 0)
+    with signalled(*PRESSED[place]):
+        out = shell(typed, "--log", "log", code=130)
+    assert "      stopping after this step; Ctrl-C again stops at once\n" in out
+    assert f"minilora: step 3 of {steps} is saved in a.checkpoint; resume" in shell.err
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert not Path("a").exists()
+    shell(typed, "--log", "log")
+    assert weights("a") == weights("whole")
+    assert Path("log").read_bytes() == Path("all").read_bytes()
+
+
+def test_a_second_ctrl_c_leaves_what_was_written_before(folder, shell, monkeypatch):
+    typed = f"{TYPED} --steps 5"
+    monkeypatch.setattr(resume, "CHECKPOINT_SHARE", 0)
+    with signalled(Adam, "step", 2), signalled(checkpoints, "write_tensors", 2):  # the second time it is written
+        shell(typed, code=130)
+    assert "step 0 of 5 is saved in a.checkpoint" in shell.err
+    assert sorted(os.listdir()) == ["a.checkpoint", "model", "text"]
+    with signalled(Adam, "step", 2), signalled(LossTable, "on_step", 2):  # before it is written
+        shell(typed, code=130)
+    assert "step 1 of 5 is saved in a.checkpoint" in shell.err
+
+
+def test_ctrl_c_while_the_adapter_is_saved_ends_no_command(folder, shell):
+    with signalled(checkpoints, "write_tensors", 2):
+        assert "adapter written to a" in shell(TYPED)
+    assert sorted(os.listdir()) == ["a", "model", "text"]
+
+
+def test_out_of_the_main_thread_ctrl_c_is_as_usual(folder):
+    done = []
+    thread = threading.Thread(target=lambda: done.append(run(TYPED)))
+    thread.start()
+    thread.join()
+    assert done == [0]
 
 
 def test_of_epochs_the_steps_to_come_are_not_told(often, shell, monkeypatch):
@@ -399,6 +472,23 @@ def test_a_training_that_goes_on_tells_how_long_it_takes(folder, shell):
     assert re.search("      judging by step 4, about .* for the remaining 3\n", shell(typed, 7))
 
 
+def test_measuring_may_change_before_it_goes_on(often, shell):
+    """How often a loss is measured, and which step is saved, change no step."""
+    typed = f"{TYPED} --steps 6 --lr 0.3"
+    best = f"{typed} --eval-every 1 --keep-best"
+    shown = rows(shell(best, "--save", "whole"))
+    with interrupted(4):
+        shell(typed, "--eval-every", "1", code=130)
+    assert rows(shell(best)) == shown
+    assert weights("a") == weights("whole")
+    with interrupted(4):
+        shell(best, "--save", "b", code=130)
+    shell(typed, "--save", "b", "--eval-every", "4")
+    shell(typed, "--save", "last")
+    assert weights("b") == weights("last")
+    assert weights("last") != weights("whole")
+
+
 @pytest.mark.long
 def test_what_need_not_be_the_same_may_change(folder):
     wide = "--dtype float64"  # other parts of a batch: the sums are rounded otherwise
@@ -574,7 +664,7 @@ def trained(path, epochs, losses, checkpoint=None):
         def evaluate(self, *_):
             return next(measured)
 
-    checkpoint = checkpoint or TuningCheckpoint(path, {"saved": []}, stopped_run(path), each=True, best=True)
+    checkpoint = checkpoint or TuningCheckpoint(path, {"saved": []}, stopped_run(path), each=True)
     history = train(
         model, X, X[:, :2], epochs=epochs, steps=1, batch_size=4, log_every=1, rng=rng, gradients=Gradients(),
         checkpoint=checkpoint, report=lambda state: weights.append(state.model.weight.copy()),
@@ -607,9 +697,8 @@ def test_after_a_stop_an_earlier_best_step_is_found(tmp_path):
     assert history.losses == [1.0, 5.0, 4.0, 3.0]
 
 
-def test_no_best_step_is_kept_where_nobody_asks(tmp_path):
+def test_the_best_step_is_kept_before_anybody_asks(tmp_path):
     for each in (True, False):
         path = tmp_path / str(each)
-        trained(path, 2, [1.0, 5.0], TuningCheckpoint(path, {"saved": []}, each=each, best=False))
-        assert not read_checkpoint(path).arrays["best"]
-        assert not any(name.startswith("best.") for name in load_file(path))
+        trained(path, 2, [1.0, 5.0], TuningCheckpoint(path, {"saved": []}, each=each))
+        assert read_checkpoint(path).arrays["best"].keys() == {"weight", "bias"}
