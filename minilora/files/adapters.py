@@ -63,7 +63,15 @@ from ..variants.adapter import AdaptedRows, Adapter
 from ..variants.dora import DoRA, DoRAAdapter
 from ..variants.pissa import over_original
 from ..variants.stackedlora import StackedLoRA, StackedLoRALinear
-from .disk import check_replaceable, check_writable, synced, written_folder, written_into
+from .disk import (
+    TENSORS_PATTERN,
+    check_replaceable,
+    check_writable,
+    check_written_here,
+    synced,
+    written_folder,
+    written_into,
+)
 from .dtypes import FLOATS, cast
 from .expert_adapters import WRITTEN_AS, layer_paths
 from .peft import (
@@ -253,6 +261,10 @@ def save_adapter(
     forms = _forms(saved)
     tensors = _tensors(path, saved, forms, dtype)
     arrays = [module for module, adapter in saved.items() if isinstance(adapter, StackedLoRA)]
+    if arrays and dropout:
+        raise ValueError(
+            f"lora_dropout is {dropout}, but {short(arrays[0])} is a mixture's array: expected 0, as in PEFT"
+        )
     by_weight = _by_weight(target_parameters, forms, dropout)
     modules = [module for module in saved if module not in (*arrays, *by_weight)]
     parameters = [*arrays, *(f"{module}.weight" for module in by_weight)]
@@ -314,6 +326,12 @@ def check_no_adapter(path: Path, overwrite: bool, name: str = "save", option: st
     """Require that a folder has no adapter, unless it may be replaced."""
     if not overwrite and any(os.path.lexists(path / file) for file in (CONFIG_NAME, WEIGHTS_NAME)):
         raise ValueError(f"{name} {str(path)!r} already has an adapter: choose another folder, or pass {option}")
+
+
+def check_own_adapter(path: Path) -> None:
+    """Require that minilora wrote the adapter in a folder, if there is one."""
+    if any(os.path.lexists(path / file) for file in (CONFIG_NAME, WEIGHTS_NAME)):
+        check_written_here("save", path / WEIGHTS_NAME, TENSORS_PATTERN)
 
 
 # --- the contents of a save ---

@@ -21,9 +21,19 @@ from ..checks import MAX_ALPHA, MIN_ALPHA, Array, check_integer, check_number
 from ..fast.accumulation import accumulate
 from ..fast.threads import core_count
 from ..fast.widths import by_width
-from ..files.adapters import check_adapter_target, check_no_adapter, save_adapter
+from ..files.adapters import check_adapter_target, check_no_adapter, check_own_adapter, save_adapter
 from ..files.checkpoint import CheckpointError
-from ..files.disk import check_file, check_new_file, check_replaceable, check_writable, refuse_inputs, written_whole
+from ..files.disk import (
+    FIGURE_PATTERN,
+    TENSORS_PATTERN,
+    check_file,
+    check_new_file,
+    check_replaceable,
+    check_writable,
+    check_written_here,
+    refuse_inputs,
+    written_whole,
+)
 from ..files.patterns import are_named, within_time
 from ..files.peft import CONFIG_NAME, WEIGHTS_NAME
 from ..layer import parameter_count, walk
@@ -38,7 +48,7 @@ from ..variants.dropout import check_dropped, with_dropout
 from .data import EXAMPLES, Data, load_data
 from .files.save import found_by_weight
 from .llama import Llama, checkpointed
-from .losstable import LossTable, shown_parts
+from .losstable import LOG_PATTERN, LossTable, shown_parts
 from .memory import (
     EXPERT_ARRAYS,
     Memory,
@@ -63,6 +73,8 @@ from .resume import (
 from .source import AdapterSource, ModelSource
 from .text import HELD_OUT, check_vocabulary, evaluate_where_it_counts, gradients_at_targets, next_token_loss
 
+SKIPPED_PATTERN = rb'\{"file": ".*?", "line": \d+, "reason": "'
+"""A pattern for the start of a file of skipped lines."""
 USABLE_SHARE = 0.9
 """The share of free memory that a run may plan to use; the rest is for temporary arrays."""
 
@@ -114,20 +126,21 @@ def run_to_resume(recipe: Recipe, source: ModelSource, backend: Backend) -> Stop
         asked = identity_of(resolved, source.path, backend)
         stopped.check_same(stopped.notes["asked"], asked, None if recipe.epochs else resolved.steps)
     except CheckpointError as error:
-        if recipe.checkpoint is not None:
-            raise
-        if not recipe.overwrite:
-            raise CheckpointError(f"{error}, or start afresh with --overwrite") from None
+        hint = "start afresh with --overwrite" if recipe.checkpoint is None else "delete this one to start afresh"
+        if recipe.checkpoint is not None or not recipe.overwrite:
+            raise CheckpointError(f"{error}, or {hint}") from None
+        check_written_here("the checkpoint", recipe.checkpoint_path, TENSORS_PATTERN)
         return None
     return stopped
 
 
 def check_existing_outputs(recipe: Recipe, stopped: StoppedRun | None) -> None:
-    """Require --overwrite to replace anything but the adapter, log and figure of the same run."""
+    """Require --overwrite to replace anything but the adapter, log and figure of the same run; others never are."""
     saved, own = (stopped.notes["saved"], stopped.notes["wrote"]) if stopped else ([], [])
     check_no_adapter(recipe.save, recipe.overwrite or digest_of_adapter(recipe.save) in saved)
-    for what, path in {"log": recipe.log, "plot file": recipe.plot}.items():
-        check_new_file(what, path, recipe.overwrite or (path is not None and str(real(path)) in own))
+    check_own_adapter(recipe.save)
+    for what, path, pattern in (("log", recipe.log, LOG_PATTERN), ("plot file", recipe.plot, FIGURE_PATTERN)):
+        check_new_file(what, path, recipe.overwrite or (path is not None and str(real(path)) in own), pattern)
 
 
 def default_workers(backend: Backend) -> int:
@@ -265,7 +278,8 @@ def check_batch_size(recipe: Recipe, data: Data) -> None:
 
 def write_skipped(path: Path, lines: bytes, overwrite: bool) -> None:
     """Write the unusable lines to a file; replacing a file with other lines needs `overwrite`."""
-    check_new_file("file of skipped lines", path, overwrite or (path.exists() and path.read_bytes() == lines))
+    if not (path.exists() and path.read_bytes() == lines):
+        check_new_file("file of skipped lines", path, overwrite, SKIPPED_PATTERN)
     with written_whole(path) as file:
         file.write(lines)
 

@@ -32,6 +32,8 @@ from .recipe import LOG_EVERY
 QUIET = 60.0
 """Without a progress bar, a line reports the progress after this many seconds without output."""
 LARGEST = sys.float_info.max
+LOG_PATTERN = rb'\{"step": 0, "'
+"""A pattern for the start of a log."""
 Losses: TypeAlias = dict[str, tuple[float, int, float]]
 """Each step's summed loss, number of targets, and gradient norm before clipping, by the step's number."""
 

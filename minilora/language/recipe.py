@@ -108,8 +108,8 @@ class Recipe:
     text: Path = option("a text file in UTF-8, or a .jsonl file of examples", "TEXT", default=MISSING, type=Path)
     save: Path = option("write the adapter to this folder, in PEFT's layout", "DIR", default=MISSING, type=Path)
     overwrite: bool = option(
-        "replace an adapter in the folder of --save, an unfinished run with other options, and the files of --log and "
-        "--plot",
+        "replace an adapter in the folder of --save, an unfinished run with other options, and the files of --log, "
+        "--plot and --skip-bad, but only what minilora wrote",
         default=False,
     )
     model: Path | None = option()  # None is glassllm's model

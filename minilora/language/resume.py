@@ -104,7 +104,8 @@ def read_stopped_run(path: Path) -> StoppedRun | None:
         return StoppedRun(path, saved, msgspec.convert(saved.notes, Notes))
     except msgspec.ValidationError as error:
         raise CheckpointError(
-            f"{str(path)!r} is not a checkpoint of minilora finetune, or is from another version of it"
+            f"{str(path)!r} is not a checkpoint of minilora finetune, or is from another version of it. "
+            "Choose another checkpoint"
         ) from error
 
 

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import sys
 import threading
@@ -15,6 +16,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from minilora import Adam, Linear, Llama, adapt, cli, load_adapter, save_adapter, train
 from minilora.backend import get_backend
@@ -153,7 +155,8 @@ def test_a_second_ctrl_c_leaves_what_was_written_before(folder, shell, monkeypat
     assert "step 1 of 5 is saved in a.checkpoint" in shell.err
 
 
-def test_ctrl_c_while_the_adapter_is_saved_ends_no_command(folder, shell):
+def test_ctrl_c_while_the_adapter_is_saved_ends_no_command(folder, shell, monkeypatch):
+    monkeypatch.setattr(resume, "CHECKPOINT_SHARE", 0)
     with signalled(checkpoints, "write_tensors", 2):
         assert "adapter written to a" in shell(TYPED)
     assert sorted(os.listdir()) == ["a", "model", "text"]
@@ -242,27 +245,75 @@ def test_a_training_replaces_its_own_files_alone(folder, shell, pictures):
             said = f"{name!r} already exists: choose another path, or pass --overwrite"
             assert said in shell.refused(f"{typed} {more} {option} {name}")
             assert Path(name).read_text() == "dear diary"
-    shell(f"{typed} --save b --overwrite {both}")
+    for option, name in diaries.items():
+        said = f"{name!r} was not written by minilora, so --overwrite does not replace it: choose another path"
+        assert said in shell.refused(f"{typed} --save b --overwrite {option} {name}")
+        assert Path(name).read_text() == "dear diary"
+        Path(name).unlink()
+    shell(f"{typed} --save b {both}")
+    before = Path("diary.jsonl").read_bytes()
+    shell(f"{typed} --save b --overwrite --seed 5 {both}")
+    assert Path("diary.jsonl").read_bytes() != before
     for name in diaries.values():
-        assert Path(name).read_text() != "dear diary"
         Path(name).unlink()
     for steps in "345":
         shell(f"{typed} --checkpoint c --steps {steps} {both if steps != '4' else ''}")
 
 
+def test_overwrite_replaces_nothing_of_others(folder, shell):
+    """Neither a checkpoint's file nor an adapter nor skipped lines, whatever they are; a damaged checkpoint is ours."""
+    shell(TYPED, "--save", "own")
+    save_file(load_file("own/adapter_model.safetensors"), "foreign", metadata={"format": "pt"})
+    Path("foreign_adapter").mkdir()
+    shutil.copy("own/adapter_config.json", "foreign_adapter")
+    shutil.copy("foreign", "foreign_adapter/adapter_model.safetensors")
+    for name, text in (("a.checkpoint", b"my notes"), ("d.checkpoint", Path("foreign").read_bytes())):
+        Path(name).write_bytes(text)
+        said = f"the checkpoint {name!r} was not written by minilora, so --overwrite does not replace it: "
+        assert said in shell.refused(TYPED, "--save", name[0], "--overwrite")
+        assert Path(name).read_bytes() == text
+    before = contents("foreign_adapter")
+    said = "save 'foreign_adapter/adapter_model.safetensors' was not written by minilora, so --overwrite does not "
+    assert said in shell.refused(TYPED, "--save", "foreign_adapter", "--overwrite")
+    assert contents("foreign_adapter") == before
+    Path("foreign_adapter/adapter_model.safetensors").unlink()
+    shell.refused(TYPED, "--save", "foreign_adapter", "--overwrite")
+    assert list(contents("foreign_adapter")) == ["adapter_config.json"]
+    with interrupted(3):
+        shell(TYPED, "--save", "e", code=130)
+    damaged = Path("e.checkpoint").read_bytes()[:-9]
+    Path("e.checkpoint").write_bytes(damaged)
+    said = "Choose another checkpoint, or start afresh with --overwrite"
+    assert said in shell.refused(TYPED, "--save", "e")
+    shell(TYPED, "--save", "e", "--overwrite")
+    assert weights("e") == weights("own")
+
+
+def test_a_file_of_examples_is_no_file_of_skipped_lines(folder, shell):
+    examples("e.jsonl", [1, 2, 3, 4, 5, 1, 2, 3])
+    Path("mine.jsonl").write_text(before := Path("e.jsonl").read_text())
+    with Path("e.jsonl").open("a") as file:
+        file.write("\n{")
+    said = "file of skipped lines 'mine.jsonl' was not written by minilora, so --overwrite does not replace it"
+    typed = "finetune e.jsonl --model model --save a --batch-size 2 --overwrite --skip-bad mine.jsonl"
+    assert said in shell.refused(typed)
+    assert Path("mine.jsonl").read_text() == before
+
+
 def test_another_name_of_a_log_keeps_what_it_had(folder):
-    Path("own").write_text("mine")
+    mine = '{"step": 0, "mine": 1}'
+    Path("own").write_text(mine)
     Path("l.jsonl").hardlink_to("own")
     assert run(f"{QUICK} --log l.jsonl") == 0
-    assert Path("own").read_text() == "mine"
+    assert Path("own").read_text() == mine
     assert len(Path("l.jsonl").read_text().splitlines()) == 4
 
 
 def test_a_run_that_fails_before_step_1_empties_no_log(folder, shell, monkeypatch):
-    Path("l.jsonl").write_text("the last run's")
+    Path("l.jsonl").write_text('{"step": 0, "of": "the last run"}')
     monkeypatch.setattr(Step, "__call__", lambda *a: (_ for _ in ()).throw(ValueError("broken")))
     shell.refused(QUICK, "--log", "l.jsonl")
-    assert Path("l.jsonl").read_text() == "the last run's"
+    assert Path("l.jsonl").read_text() == '{"step": 0, "of": "the last run"}'
 
 
 def test_a_training_outlives_its_log(folder, shell, monkeypatch):
@@ -578,7 +629,8 @@ def test_a_checkpoint_of_another_program_is_refused(folder, shell):
         Path("c").unlink()
         trained("c", 1, [1.0], Checkpoint(Path("c"), notes=notes | change))
         before = Path("c").read_bytes()
-        said = "'c' is not a checkpoint of minilora finetune, or is from another version of it"
+        said = "'c' is not a checkpoint of minilora finetune, or is from another version of it. Choose another "
+        said += "checkpoint, or delete this one to start afresh"
         assert shell.refused(QUICK, "--checkpoint", "c") == said
         assert Path("c").read_bytes() == before
 
