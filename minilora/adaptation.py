@@ -22,7 +22,17 @@ from typing import Any
 import numpy as np
 
 from .backend import backend_of
-from .checks import check_choice, check_flag, check_instance, check_sizes, kind_of, restoring_rng, warn_of_rank
+from .checks import (
+    RECAST,
+    check_choice,
+    check_flag,
+    check_instance,
+    check_sizes,
+    dtype_name,
+    kind_of,
+    restoring_rng,
+    warn_of_rank,
+)
 from .layer import Layer, check_model, first_array, members_besides, rebuild, walk
 from .layers.embedding import Embedding
 from .layers.quantized import FrozenQuantizedLinear
@@ -112,6 +122,10 @@ def adapt(
         base, adapter = _start(layer, **numbers, init=init)
         return over(base, with_magnitude(_matrix(base), adapter, dora_norm) if use_dora else adapter)
 
+    like: Any = first_array(_matrix(next(iter(targets.values()))))
+    if dtype_name(like) not in ("float32", "float64"):
+        convert = RECAST.format(name="model", dtype="float32")
+        raise TypeError(f"model has dtype {like.dtype}, in which adapters cannot be trained: convert it with {convert}")
     with restoring_rng(rng):
         result = _replaced(model, targets, adapted)
     warn_of_rank(rank, {path: min(_matrix(layer).shape) for path, layer in targets.items()})

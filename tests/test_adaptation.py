@@ -26,7 +26,7 @@ from minilora import (
     train,
 )
 from minilora.adaptation import ends_of, put_beside
-from minilora.layer import Layer, freeze, walk
+from minilora.layer import Layer, freeze, rebuild, walk
 from minilora.variants.stackedlora import StackedLoRA
 
 from .support.compare import assert_close
@@ -142,6 +142,17 @@ def test_adapters_that_are_there_train_beside_new_ones(second):
     assert moved == {"a.fc1": True, "b": True, "c.fc1": False}
     only_new = adapt(freeze(first), ["b"], rank=1, alpha=1, rng=RNG)
     assert list(only_new.trainable()) == ["b.lora_A", "b.lora_B"]
+
+
+def test_a_model_that_cannot_train_gets_no_new_adapter():
+    """Of half precision, with the code that converts it; adapters that exist are attached."""
+    half = rebuild(mlp(), array=lambda a: a.astype("float16"))
+    said = (
+        r"model has dtype float16, in which adapters cannot be trained: convert it with minilora\.layer\.rebuild\(model"
+    )
+    with pytest.raises(TypeError, match=said):
+        adapt(half, ["fc1"], rank=2, alpha=4, rng=RNG)
+    assert list(adapters(attach(half, {"fc1": LoRA(*(np.ones(s, "f2") for s in ((2, 3), (5, 2))), 1)}))) == ["fc1"]
 
 
 def test_a_layer_that_merges_without_an_adapter_is_named():
