@@ -42,7 +42,7 @@ def first_loss(model: Layer, X: Array, Y: Array, loss: Loss) -> float:
             return math.inf
         y = model(X)
         value = max(float(loss(y, Y)[0]), float(loss(0 * y, Y)[0]))
-    if not math.isfinite(value) and (name := not_finite(model)):
+    if not math.isfinite(value) and (name := array_with_nan(model)):
         raise ValueError(f"model cannot be trained: its {name} holds NaN or infinity")
     return value
 
@@ -59,8 +59,8 @@ def warn_of_growth(before: float, last: float, state: TrainingState, times: floa
         )
 
 
-def not_finite(model: Layer, besides: Iterable[Array] = ()) -> str:
-    """Return the name of the first array of a model that holds NaN or infinity, besides some; "" if there is none."""
+def array_with_nan(model: Layer, besides: Iterable[Array] = ()) -> str:
+    """Return the name of the first array of a model with NaN or infinity, besides some; "" if there is none."""
     known = {id(array) for array in besides}
     parts = ((f"{path}.{name}".removeprefix("."), a) for path, layer in walk(model) for name, a in members(layer))
     return next((name for name, a in parts if is_array(a) and id(a) not in known and not all_finite([a])), "")
@@ -74,7 +74,7 @@ def check_parameters(state: TrainingState, number: int) -> None:
     bad = [name for name, p in params.items() if not all_finite([p])]
     more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
     cause = f"Either lr = {state.optimizer.lr} is too large, or X or Y is not finite"
-    if frozen := not_finite(state.model, params.values()):
+    if frozen := array_with_nan(state.model, params.values()):
         cause = f"The cause is {frozen}, which does not train: it holds NaN or infinity"
     raise TrainingDiverged(
         f"{state.unit} {number}: {', '.join(bad[:3])}{more} is no longer finite, {_last_loss(state)}. The model keeps "
