@@ -362,7 +362,8 @@ def named_layers(model: Layer, target_modules: str | Sequence[str]) -> dict[str,
         how = "; a string must match a whole path" if expression else ""
         if arrays := every.keys() - free.keys():
             how += f". Arrays of a mixture, such as {min(arrays)!r}, are named in target_parameters"
-        raise ValueError(f"{what} names no layer without an adapter; there are {_listed(free)}{how}")
+        there = free if expression else dict.fromkeys(path.rpartition(".")[2] for path in free)
+        raise ValueError(f"{what} names no layer without an adapter; there are {_listed(there)}{how}")
     return targets
 
 

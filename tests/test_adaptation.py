@@ -75,7 +75,8 @@ def test_target_modules_are_read_as_peft_reads_them(target_modules, expected):
 def test_target_modules_that_name_nothing_are_refused(target_modules):
     names = re.escape(repr(target_modules))
     with pytest.raises(
-        ValueError, match=rf"target_modules={names} names no layer without an adapter; there are \['layers.0.q_proj'"
+        ValueError,
+        match=rf"target_modules={names} names no layer without an adapter; there are \['(layers.0.)?q_proj', ",
     ):
         adapt(Decoder(), target_modules, rank=2, alpha=4, rng=RNG)
 
@@ -84,6 +85,8 @@ def test_a_refusal_lists_some_layers_of_a_large_model():
     model = Sequential(**{f"fc{i}": Linear(np.eye(3)) for i in range(12)})
     with pytest.raises(ValueError, match=r"\['fc0', .*'fc7'\] and 4 more; a string must match a whole path$"):
         adapt(model, "fc", rank=2, alpha=4, rng=RNG)
+    with pytest.raises(ValueError, match=r"there are \['q_proj', 'v_proj', 'up_v_proj', 'lm_head'\]$"):  # each once
+        adapt(Decoder(), ["query"], rank=2, alpha=4, rng=RNG)
 
 
 def test_an_adapter_that_does_not_fit_is_named():

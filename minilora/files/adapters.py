@@ -283,7 +283,10 @@ def save_adapter(
         "init_lora_weights": True,
     }
     read_as = Config(peft_type="LORA", target_modules=config["target_modules"], use_dora=config["use_dora"])
-    read_as.check_magnitudes(forms)
+    if len({form.dora for form in forms.values()}) > 1:
+        raise ValueError(
+            "only some of layers have DoRA's magnitude, and PEFT has one use_dora for all: save them in two folders"
+        )
     read_as.check_targets({module: forms[module] for module in modules})
     text = config_text(config)
     full = [module for module, a in saved.items() if isinstance(a, DoRAAdapter) and a.dora_norm == "full"]
