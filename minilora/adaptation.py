@@ -1,6 +1,6 @@
 """Adapters of a model's layers: adapt, attach, merge.
 
-    adapted = adapt(model, ["q_proj", "v_proj"], rank=8, alpha=16, rng=rng)     everything frozen except new adapters
+    adapted = adapt(model, ["q_proj", "v_proj"], rank=8, alpha=16, rng=rng)     everything frozen except adapters
     train(adapted, X, Y, rng=rng)
     save_adapter("folder", adapters(adapted))                                   the adapters by module path
     same = attach(model, load_adapter("folder"))                                existing adapters
@@ -22,7 +22,17 @@ from typing import Any
 import numpy as np
 
 from .backend import backend_of
-from .checks import check_choice, check_flag, check_instance, check_sizes, kind_of, restoring_rng, warn_of_rank
+from .checks import (
+    RECAST,
+    check_choice,
+    check_flag,
+    check_instance,
+    check_sizes,
+    dtype_name,
+    kind_of,
+    restoring_rng,
+    warn_of_rank,
+)
 from .layer import Layer, check_model, first_array, members_besides, rebuild, walk
 from .layers.embedding import Embedding
 from .layers.quantized import FrozenQuantizedLinear
@@ -46,10 +56,14 @@ def adapt(
 ) -> Any:  # fmt: skip
     """Return a frozen model with a new adapter of each layer that `target_modules` selects.
 
+    A model with adapters can be adapted again, for instance to give other layers another rank. As in PEFT, its adapters
+    still train: ``adapt(adapt(model, ["q_proj"], rank=8, ...), ["v_proj"], rank=2, ...)`` trains both. To train only
+    the new ones, freeze the model first: ``adapt(minilora.layer.freeze(model), ...)``.
+
     Parameters
     ----------
     model : Layer
-        A model, or a single layer. It does not change; the result shares its frozen arrays.
+        A model, or a single layer. It does not change; the result shares its arrays.
     target_modules : list of str, or str
         As in PEFT. A list has module paths or suffixes: ``"q_proj"`` matches ``layers.0.self_attn.q_proj`` too. A
         string is a regular expression that must match the full path; ``"all-linear"`` selects every `Linear` except
@@ -108,6 +122,10 @@ def adapt(
         base, adapter = _start(layer, **numbers, init=init)
         return over(base, with_magnitude(_matrix(base), adapter, dora_norm) if use_dora else adapter)
 
+    like: Any = first_array(_matrix(next(iter(targets.values()))))
+    if dtype_name(like) not in ("float32", "float64"):
+        convert = RECAST.format(name="model", dtype="float32")
+        raise TypeError(f"model has dtype {like.dtype}, in which adapters cannot be trained: convert it with {convert}")
     with restoring_rng(rng):
         result = _replaced(model, targets, adapted)
     warn_of_rank(rank, {path: min(_matrix(layer).shape) for path, layer in targets.items()})
@@ -132,7 +150,7 @@ def put_beside(model: Layer, target_modules: str | Sequence[str], beside: Callab
 
 
 def attach(model: Layer, adapters: Mapping[str, LoRA]) -> Any:
-    """Return a frozen model with the given adapters of the layers at their paths.
+    """Return a frozen model with the given adapters of the layers at their paths; adapters that it has still train.
 
     Parameters
     ----------
@@ -256,10 +274,12 @@ def is_adapted(layer: Any) -> bool:
 
 
 def _replaced(model: Layer, targets: Collection[str], adapted: Callable[[str, Any], Layer]) -> Any:
-    """Return a frozen model with the layers at these paths replaced."""
+    """Return a frozen model with the layers at these paths replaced; adapted layers stay as they are, and train."""
+    plain = _without_adapter(model)
 
     def replaced(path: str, layer: Layer) -> Layer:
-        layer.frozen = True  # a copy
+        if path in plain:
+            layer.frozen = True  # a copy
         return adapted(path, layer) if path in targets else layer
 
     return rebuild(model, layer=replaced)
@@ -304,6 +324,8 @@ def _matrix(layer: Any) -> Any:
 
 def _described(path: str, layer: Any) -> Any:
     """Return a layer's adapter; a plain `LoRA` is wrapped in an `Adapter` that shares its arrays."""
+    if not hasattr(layer, "adapter"):
+        raise TypeError(f"the layer {path!r}, a {type(layer).__name__}, has a method merge(), but no attribute adapter")
     adapter, more = layer.adapter, members_besides(layer, "base", "adapter")
     if not isinstance(adapter, LoRA):
         return adapter
@@ -340,7 +362,8 @@ def named_layers(model: Layer, target_modules: str | Sequence[str]) -> dict[str,
         how = "; a string must match a whole path" if expression else ""
         if arrays := every.keys() - free.keys():
             how += f". Arrays of a mixture, such as {min(arrays)!r}, are named in target_parameters"
-        raise ValueError(f"{what} names no layer without an adapter; there are {_listed(free)}{how}")
+        there = free if expression else dict.fromkeys(path.rpartition(".")[2] for path in free)
+        raise ValueError(f"{what} names no layer without an adapter; there are {_listed(there)}{how}")
     return targets
 
 
@@ -361,16 +384,14 @@ def named_parameters(model: Layer, target_parameters: Collection[str]) -> dict[s
 def _free(model: Layer) -> dict[str, Layer]:
     """Return the layers that can have an adapter and have none yet, by path."""
     check_model(model)
-    free: dict[str, Layer] = {}
-    taken: list[str] = []  # the paths of adapted layers and of everything in them
-    for path, layer in walk(model):
-        if any(path == other or path.startswith(f"{other}.".removeprefix(".")) for other in taken):
-            continue
-        if is_adapted(layer):
-            taken.append(path)
-        elif kind_of_layer(layer) or isinstance(layer, StackedLinear):
-            free[path] = layer
-    return free
+    free = _without_adapter(model).items()
+    return {path: layer for path, layer in free if kind_of_layer(layer) or isinstance(layer, StackedLinear)}
+
+
+def _without_adapter(model: Layer) -> dict[str, Layer]:
+    """Return the layers that are neither adapted nor part of an adapted layer, by path."""
+    taken = tuple(f"{path}.".removeprefix(".") for path, layer in walk(model) if is_adapted(layer))
+    return {path: layer for path, layer in walk(model) if not f"{path}.".startswith(taken)}
 
 
 def _listed(paths: Collection[str], most: int = 8) -> str:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 import sys
 import warnings
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
 from .backend import all_finite
-from .checks import Array
+from .checks import Array, is_array
 from .extras import needed
-from .layer import Layer
+from .layer import Layer, members, walk
 from .losses import IGNORE_INDEX, Loss
 from .state import TrainingState
 
@@ -27,8 +28,7 @@ class TrainingDiverged(ArithmeticError):
 
     def __init__(self, message: str, epoch: int = 0, step: int = 0) -> None:
         super().__init__(message)
-        self.epoch = epoch
-        self.step = step
+        self.epoch, self.step = epoch, step
 
 
 class LossGrew(UserWarning):
@@ -36,12 +36,15 @@ class LossGrew(UserWarning):
 
 
 def first_loss(model: Layer, X: Array, Y: Array, loss: Loss) -> float:
-    """Return the loss of some rows, or that of a model that outputs 0 if it is larger."""
+    """Return the loss of some rows, or that of a model that outputs 0 if it is larger; refuse weights with NaN."""
     with np.errstate(all="ignore"):
         if Y.dtype.kind in "iu" and not bool((Y != IGNORE_INDEX).any()):  # no target counts
             return math.inf
         y = model(X)
-        return max(float(loss(y, Y)[0]), float(loss(0 * y, Y)[0]))
+        value = max(float(loss(y, Y)[0]), float(loss(0 * y, Y)[0]))
+    if not math.isfinite(value) and (name := array_with_nan(model)):
+        raise ValueError(f"model cannot be trained: its {name} holds NaN or infinity")
+    return value
 
 
 def warn_of_growth(before: float, last: float, state: TrainingState, times: float = GROWTH) -> None:
@@ -56,6 +59,13 @@ def warn_of_growth(before: float, last: float, state: TrainingState, times: floa
         )
 
 
+def array_with_nan(model: Layer, besides: Iterable[Array] = ()) -> str:
+    """Return the name of the first array of a model with NaN or infinity, besides some; "" if there is none."""
+    known = {id(array) for array in besides}
+    parts = ((f"{path}.{name}".removeprefix("."), a) for path, layer in walk(model) for name, a in members(layer))
+    return next((name for name, a in parts if is_array(a) and id(a) not in known and not all_finite([a])), "")
+
+
 def check_parameters(state: TrainingState, number: int) -> None:
     """Stop if a parameter has NaN or infinity. Called once per epoch, since it waits for the device."""
     params = state.optimizer.params
@@ -63,9 +73,12 @@ def check_parameters(state: TrainingState, number: int) -> None:
         return
     bad = [name for name, p in params.items() if not all_finite([p])]
     more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
+    cause = f"Either lr = {state.optimizer.lr} is too large, or X or Y is not finite"
+    if frozen := array_with_nan(state.model, params.values()):
+        cause = f"The cause is {frozen}, which does not train: it holds NaN or infinity"
     raise TrainingDiverged(
         f"{state.unit} {number}: {', '.join(bad[:3])}{more} is no longer finite, {_last_loss(state)}. The model keeps "
-        f"what the {state.unit} left. Either lr = {state.optimizer.lr} is too large, or X or Y is not finite",
+        f"what the {state.unit} left. {cause}",
         *state.now,
     )
 

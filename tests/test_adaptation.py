@@ -23,9 +23,10 @@ from minilora import (
     adapters,
     attach,
     merge,
+    train,
 )
-from minilora.adaptation import ends_of
-from minilora.layer import Layer, walk
+from minilora.adaptation import ends_of, put_beside
+from minilora.layer import Layer, freeze, rebuild, walk
 from minilora.variants.stackedlora import StackedLoRA
 
 from .support.compare import assert_close
@@ -74,7 +75,8 @@ def test_target_modules_are_read_as_peft_reads_them(target_modules, expected):
 def test_target_modules_that_name_nothing_are_refused(target_modules):
     names = re.escape(repr(target_modules))
     with pytest.raises(
-        ValueError, match=rf"target_modules={names} names no layer without an adapter; there are \['layers.0.q_proj'"
+        ValueError,
+        match=rf"target_modules={names} names no layer without an adapter; there are \['(layers.0.)?q_proj', ",
     ):
         adapt(Decoder(), target_modules, rank=2, alpha=4, rng=RNG)
 
@@ -83,6 +85,8 @@ def test_a_refusal_lists_some_layers_of_a_large_model():
     model = Sequential(**{f"fc{i}": Linear(np.eye(3)) for i in range(12)})
     with pytest.raises(ValueError, match=r"\['fc0', .*'fc7'\] and 4 more; a string must match a whole path$"):
         adapt(model, "fc", rank=2, alpha=4, rng=RNG)
+    with pytest.raises(ValueError, match=r"there are \['q_proj', 'v_proj', 'up_v_proj', 'lm_head'\]$"):  # each once
+        adapt(Decoder(), ["query"], rank=2, alpha=4, rng=RNG)
 
 
 def test_an_adapter_that_does_not_fit_is_named():
@@ -120,7 +124,49 @@ def test_a_layer_with_an_adapter_gets_no_second_one():
         adapt(model, ["fc1"], rank=2, alpha=4, rng=RNG)
     both = adapt(model, ["fc2"], rank=2, alpha=4, rng=RNG)
     assert list(adapters(both)) == ["fc1", "fc2"]
-    assert list(both.trainable()) == ["fc2.lora_A", "fc2.lora_B"]
+
+
+@pytest.mark.parametrize("second", [adapt, attach, put_beside])
+def test_adapters_that_are_there_train_beside_new_ones(second):
+    """As their own model trained them; a frozen adapter stays frozen, and bases and other layers too."""
+    first = adapt(Sequential(a=mlp(), b=linear(4, 4), c=mlp(4)), ["fc1"], rank=2, alpha=4, rng=RNG, use_dora=True)
+    adapters(first)["c.fc1"].frozen = True
+    new = LoRA(RNG.standard_normal((1, 4)), np.zeros((4, 1)), 1)
+    ways = {
+        adapt: lambda: adapt(first, ["b"], rank=1, alpha=1, rng=RNG),
+        attach: lambda: attach(first, {"b": new}),
+        put_beside: lambda: put_beside(first, ["b"], lambda path, layer: LoRALinear(layer, new)),
+    }
+    both = ways[second]()
+    assert list(both.trainable()) == ["a.fc1.lora_A", "a.fc1.lora_B", "a.fc1.magnitude", "b.lora_A", "b.lora_B"]
+    assert all(both.trainable()[name] is array for name, array in first.trainable().items())
+    train(both, RNG.standard_normal((9, 3)), RNG.standard_normal((9, 4)), epochs=2, rng=RNG)
+    moved = {path: bool(adapter.lora_B.any()) for path, adapter in adapters(both).items()}
+    assert moved == {"a.fc1": True, "b": True, "c.fc1": False}
+    only_new = adapt(freeze(first), ["b"], rank=1, alpha=1, rng=RNG)
+    assert list(only_new.trainable()) == ["b.lora_A", "b.lora_B"]
+
+
+def test_a_model_that_cannot_train_gets_no_new_adapter():
+    """Of half precision, with the code that converts it; adapters that exist are attached."""
+    half = rebuild(mlp(), array=lambda a: a.astype("float16"))
+    said = (
+        r"model has dtype float16, in which adapters cannot be trained: convert it with minilora\.layer\.rebuild\(model"
+    )
+    with pytest.raises(TypeError, match=said):
+        adapt(half, ["fc1"], rank=2, alpha=4, rng=RNG)
+    assert list(adapters(attach(half, {"fc1": LoRA(*(np.ones(s, "f2") for s in ((2, 3), (5, 2))), 1)}))) == ["fc1"]
+
+
+def test_a_layer_that_merges_without_an_adapter_is_named():
+    class Folding(Layer):
+        def merge(self):
+            return linear(3, 3)
+
+    model = Sequential(fc=linear(3, 3), mine=Folding())
+    for path, of in (("mine", model), ("", Folding())):
+        with pytest.raises(TypeError, match=f"^the layer '{path}', a Folding, has a method merge.., but no attribute "):
+            adapters(of)
 
 
 def test_a_path_that_begins_as_an_adapted_one_is_free():

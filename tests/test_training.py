@@ -13,7 +13,20 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
-from minilora import Adam, Embedding, Linear, LoRA, TrainingDiverged, cross_entropy, evaluate, mse, train
+from minilora import (
+    Adam,
+    Embedding,
+    Linear,
+    LoRA,
+    Sequential,
+    Tanh,
+    TrainingDiverged,
+    adapt,
+    cross_entropy,
+    evaluate,
+    mse,
+    train,
+)
 from minilora.files import checkpoint
 from minilora.layer import Layer, nest
 from minilora.schedule import Schedule
@@ -358,6 +371,39 @@ def test_an_epoch_whose_loss_is_no_number_is_not_kept(tmp_path, log_every):
         fit(model, X, Y, lr=1e20, log_every=log_every, checkpoint=tmp_path / "c")
     saved = load_file(tmp_path / "c")
     assert all(np.abs(saved[name]).max() < 10 for name in saved)
+
+
+def test_a_weight_that_is_not_finite_is_named_before_training():
+    """Whether or not it trains; nothing has changed then."""
+    for path, train_it in (("fc1.weight", False), ("fc2.bias", True)):
+        model, X, Y = tanh_net(path)
+        model = model if train_it else adapt(model, ["fc2"], rank=1, alpha=1, rng=np.random.default_rng(0))
+        before = {name: p.copy() for name, p in model.trainable().items()}
+        with pytest.raises(ValueError, match=f"^model cannot be trained: its {path} holds NaN or infinity$"):
+            fit(model, X, Y)
+        for name, p in model.trainable().items():
+            np.testing.assert_array_equal(p, before[name])
+
+
+def tanh_net(path):
+    """Return a model with a NaN in one array, and data."""
+    rng = np.random.default_rng(0)
+    model = Sequential(fc1=Linear.init(4, 5, rng=rng), act=Tanh(), fc2=Linear.init(5, 3, rng=rng))
+    model.trainable()[path][...] = np.nan
+    return model, *(rng.standard_normal((8, n)).astype(np.float32) for n in (4, 3))
+
+
+def test_a_frozen_weight_that_spoils_a_later_step_is_named():
+    """It is the row of an id that no first row has; the learning rate is not blamed."""
+    rng = np.random.default_rng(0)
+    model = Sequential(emb=Embedding(rng.standard_normal((7, 3))), fc=Linear(rng.standard_normal((5, 3))))
+    model.emb.weight[6] = np.inf
+    ids = np.arange(600) % 6
+    ids[-1] = 6
+    model = adapt(model, ["fc"], rank=1, alpha=1, rng=rng)
+    cause = r"The cause is emb\.weight, which does not train: it holds NaN or infinity$"
+    with pytest.raises(TrainingDiverged, match=cause):
+        train(model, ids, ids % 5, loss=cross_entropy, rng=rng, epochs=3, batch_size=600)
 
 
 def test_a_divergence_survives_a_process_boundary():

@@ -60,7 +60,7 @@ WARNED = {
         SimpleNamespace(config=SimpleNamespace(max_position_embeddings=7)), 8, "it has"
     ),
     "the log ends before step 0": lambda: LossTable(1, 0, 8, log=Path("no/log")).write_log(0),
-    "no checkpoint after step 2": lambda: TuningCheckpoint(Path("no/c"), {}, each=False, best=False).keep(
+    "no checkpoint after step 2": lambda: TuningCheckpoint(Path("no/c"), {}, each=False).keep(
         TrainingState(LAYER, Adam({"weight": LAYER.weight}), RNG, epoch=2)
     ),
     "MB that are free": of_little_memory,

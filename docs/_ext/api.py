@@ -1,14 +1,17 @@
-"""Sphinx extension for the API page, which lists the modules; Sphinx's apidoc writes the page of each module.
+"""Sphinx extension for the API page, which lists public names and modules; Sphinx's apidoc writes each module's page.
 
-After adding a module to the library, run ``pages.py --write docs/library/api.md``.
+After changing a public name or adding a module, run ``pages.py --write docs/library/api.md``.
 """
 
 from __future__ import annotations
 
 import ast
+import inspect
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import minilora
 
 if TYPE_CHECKING:  # the tests import this file without Sphinx
     from sphinx.application import Sphinx
@@ -35,6 +38,38 @@ def table() -> str:
         summary = text.partition("\n\n")[0].replace("\n", " ").replace("``", "`").replace("|", "\\|")
         rows.append(f"| [`{name}`](../../{file.as_posix()}) | {summary} |")
     return "\n".join(rows)
+
+
+def names() -> str:
+    """Return the public names of `minilora` as a table: the call without types, and what it does."""
+    rows = ["| | |", "|---|---|"]
+    for name in minilora.__all__:
+        value = getattr(minilora, name)
+        if not callable(value):
+            continue
+        summary = (inspect.getdoc(value) or "").partition("\n\n")[0].replace("\n", " ").replace("``", "`")
+        file = Path(inspect.getsourcefile(value) or "").relative_to(ROOT).as_posix()
+        rows.append(f"| [`{name}{call_of(value)}`](../../{file}) | {summary} |")
+    return "\n".join(rows)
+
+
+def call_of(value: Any) -> str:
+    """Return the parameters of a function or class; a default that is a function by its name, an object as "..."."""
+    if isinstance(value, type) and issubclass(value, BaseException):
+        return ""
+    given = []
+    for parameter in inspect.signature(value).parameters.values():
+        default = parameter.default
+        if default is not parameter.empty and (callable(default) or not isinstance(default, (str, float, int, tuple))):
+            default = None if default is None else Named(getattr(default, "__name__", "..."))
+        given.append(parameter.replace(annotation=parameter.empty, default=default))
+    return str(inspect.Signature(given))
+
+
+class Named(str):
+    """A text that is its own repr."""
+
+    __repr__ = str.__str__
 
 
 def fill(app: Sphinx, docname: str, source: list[str]) -> None:

@@ -3,4 +3,5 @@
 import api
 from pages import shown
 
+shown("names", api.names())
 shown("modules", api.table())

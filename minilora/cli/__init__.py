@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from difflib import get_close_matches
 from functools import cache
 from importlib import import_module
 from typing import Any, NoReturn
@@ -60,8 +61,23 @@ then read minilora/lora.py: the derivation and the code on one page.
 """
 
 
+OTHER_NAMES = {
+    "--learning-rate": "--lr", "--num-epochs": "--epochs", "--num-train-epochs": "--epochs", "--max-steps": "--steps",
+    "--lora-r": "--rank", "--lora-alpha": "--alpha", "--lora-dropout": "--dropout", "--output-dir": "--save",
+}  # fmt: skip
+"""Options of other programs, each with its name here."""
+
+
 class _Parser(argparse.ArgumentParser):
     """A parser with one-line errors that reports when its help cannot be written."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        found, unknown = super().parse_known_args(args, namespace)
+        if unknown:  # refused here, since this parser knows the command's options
+            name = unknown[0].partition("=")[0].replace("_", "-")
+            near = get_close_matches(OTHER_NAMES.get(name, name), self._option_string_actions, 1, 0.7)
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{f'; did you mean {near[0]}?' if near else ''}")
+        return found, unknown
 
     def error(self, message: str) -> NoReturn:
         say(f"{message} (try '{self.prog} --help')")

@@ -52,7 +52,7 @@ def add(commands: Any) -> None:
     option(
         "--overwrite",
         action="store_true",
-        help="replace an adapter in the folder of --save, and the file of --plot",
+        help="replace an adapter in the folder of --save, and the file of --plot, if minilora wrote them",
     )
     option(
         "--checkpoint",
@@ -70,18 +70,19 @@ def run(options: argparse.Namespace) -> int:
     from ..checks import MAX_ALPHA, MIN_ALPHA, check_number
     from ..extras import requiring
     from ..fast import keep_pages
-    from ..files.disk import check_new_file
+    from ..files.disk import FIGURE_PATTERN, check_new_file
 
     keep_pages()
     check_number("alpha", options.alpha, above=MIN_ALPHA, below=MAX_ALPHA)  # before the training rather than after it
     check_plot(options.plot)
-    check_new_file("plot file", options.plot, options.overwrite)
+    check_new_file("plot file", options.plot, options.overwrite, FIGURE_PATTERN)
     if options.save:
         with requiring("--save"):
-            from ..files.adapters import check_adapter_target, check_no_adapter, save_adapter
+            from ..files.adapters import check_adapter_target, check_no_adapter, check_own_adapter, save_adapter
 
         check_adapter_target(options.save)
         check_no_adapter(options.save, options.overwrite)
+        check_own_adapter(options.save)
     if progress := _kept(options):
         say(f"the checkpoint is at {progress}")
 

@@ -237,7 +237,9 @@ def check_plot(path: Path | None, inputs: Iterable[tuple[Path, str]] = ()) -> No
 def write_figure(figure: Any, path: Path) -> None:
     """Write a figure, whole or not at all."""
     from ..files.disk import written_whole
+    from .figures import FIGURE_FORMATS
 
+    kind = path.suffix.removeprefix(".").lower()
     with written_whole(path) as file:
-        figure.savefig(file, format=path.suffix.removeprefix(".").lower())
+        figure.savefig(file, format=kind, **FIGURE_FORMATS[kind])
     print(f"\nfigure written to {printable(str(path))}")

@@ -22,16 +22,16 @@ def add(commands: Any) -> None:
     parser.add_argument("adapter", type=path, metavar="ADAPTER", help="a folder in PEFT's layout")
     add_model(parser, "the decoder: a Hugging Face folder or a .gguf file", required=True)
     parser.add_argument("-o", "--output", type=path, metavar="FILE.gguf", required=True, help="the file to write")
-    parser.add_argument("--overwrite", action="store_true", help="replace the file if it exists")
+    parser.add_argument("--overwrite", action="store_true", help="replace the file if minilora wrote it")
     parser.set_defaults(command=run)
 
 
 def run(options: argparse.Namespace) -> int:
     """Write the file, and print how many modules it adapts."""
     from ..files.disk import check_new_file
-    from ..language.files.ggufexport import export_adapter
+    from ..language.files.ggufexport import EXPORTED, export_adapter
 
-    check_new_file("-o", options.output, options.overwrite)
+    check_new_file("-o", options.output, options.overwrite, EXPORTED)
     names = export_adapter(options.adapter, options.model, options.output)
     print(f"{len(names) // 2} modules written to {printable(str(options.output))}")
     return 0

@@ -24,8 +24,17 @@ if TYPE_CHECKING:
 
     from ..files.inspection import LayerSummary
 
-FIGURE_FORMATS = ("png", "svg", "pdf", "jpg", "webp")
-"""File formats of figures; matplotlib's other formats need further programs, or few programs read them."""
+FIGURE_FORMATS: dict[str, dict[str, Any]] = {
+    "png": {"metadata": {"Software": "minilora"}},
+    "svg": {"metadata": {"Creator": "minilora"}},
+    "pdf": {"metadata": {"Creator": "minilora"}},
+    "jpg": {"pil_kwargs": {"comment": b"minilora"}},
+    "webp": {"pil_kwargs": {"xmp": b"minilora"}},
+}
+"""File formats of figures, each with the option that marks the file as minilora's for --overwrite.
+
+matplotlib's other formats need further programs, or few programs read them.
+"""
 BASE_COLOR, LORA_COLOR, INK = "#4269d0", "#e8743b", "#888888"  # legible on white and on black
 
 

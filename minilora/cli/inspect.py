@@ -28,18 +28,18 @@ def add(commands: Any) -> None:
     parser.add_argument("adapter", type=path, metavar="ADAPTER_DIR", help="a folder in PEFT's layout")
     add_all(parser)
     parser.add_argument("--plot", metavar="FILE", type=path, help="plot norms and shares (.png, .svg, .pdf)")
-    parser.add_argument("--overwrite", action="store_true", help="replace the file of --plot if it exists")
+    parser.add_argument("--overwrite", action="store_true", help="replace the file of --plot if minilora wrote it")
     parser.set_defaults(command=run)
 
 
 def run(options: argparse.Namespace) -> int:
     """Print the table, and draw it if requested."""
     from ..files.adapters import system_message
-    from ..files.disk import check_new_file
+    from ..files.disk import FIGURE_PATTERN, check_new_file
     from ..files.inspection import inspect_adapter
 
     check_plot(options.plot)
-    check_new_file("plot file", options.plot, options.overwrite)
+    check_new_file("plot file", options.plot, options.overwrite, FIGURE_PATTERN)
     summaries = inspect_adapter(options.adapter)
     print(table(summaries, options.all or len(summaries) <= MOST_ROWS))
     if system := system_message(options.adapter):

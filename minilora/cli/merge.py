@@ -48,7 +48,7 @@ def add(commands: Any) -> None:
         "may be given several times",
     )
     add_all(parser)
-    option("--overwrite", action="store_true", help="replace the file OUT if it exists")
+    option("--overwrite", action="store_true", help="replace the file OUT if minilora wrote it")
     option("--dry-run", action="store_true", help="check everything and print what would change, but write nothing")
     parser.set_defaults(command=run)
 
@@ -63,14 +63,15 @@ def _layout(text: str) -> tuple[str, str]:
 
 def run(options: argparse.Namespace) -> int:
     """Write the merged weights, and print a line for each tensor that changed."""
-    from ..files.disk import check_new_file
+    from ..files.disk import TENSORS_PATTERN, check_new_file
     from ..files.merge import merge_adapter
     from ..texts import align
 
     layouts = dict(options.layout or ())
     if options.base.suffix == ".gguf":
         return run_gguf(options)
-    check_new_file("-o", options.output, options.overwrite or options.dry_run)
+    if not options.dry_run:
+        check_new_file("-o", options.output, options.overwrite, TENSORS_PATTERN)
     changes = merge_adapter(
         options.base, options.adapter, options.output, layouts=layouts, dry_run=options.dry_run, progress=True
     )

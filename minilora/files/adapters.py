@@ -35,6 +35,7 @@ from __future__ import annotations
 import math
 import os
 import re
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
@@ -62,7 +63,15 @@ from ..variants.adapter import AdaptedRows, Adapter
 from ..variants.dora import DoRA, DoRAAdapter
 from ..variants.pissa import over_original
 from ..variants.stackedlora import StackedLoRA, StackedLoRALinear
-from .disk import check_replaceable, check_writable, synced, written_folder, written_into
+from .disk import (
+    TENSORS_PATTERN,
+    check_replaceable,
+    check_writable,
+    check_written_here,
+    synced,
+    written_folder,
+    written_into,
+)
 from .dtypes import FLOATS, cast
 from .expert_adapters import WRITTEN_AS, layer_paths
 from .peft import (
@@ -233,6 +242,11 @@ def save_adapter(
         If the files cannot be written. An adapter that was there stays as it was, unless the error comes while the new
         files are renamed into place: its configuration has been removed by then, so the old adapter is lost, and
         readers refuse the folder until the next save.
+
+    Warns
+    -----
+    UserWarning
+        If an adapter's product B A is zero, as that of a new adapter: it was not trained.
     """
     path, fan_in_fan_out = check_path("path", path), check_flag("fan_in_fan_out", fan_in_fan_out)
     dropout = check_number("lora_dropout", lora_dropout, above=0, below=1, or_equal=True)
@@ -247,6 +261,10 @@ def save_adapter(
     forms = _forms(saved)
     tensors = _tensors(path, saved, forms, dtype)
     arrays = [module for module, adapter in saved.items() if isinstance(adapter, StackedLoRA)]
+    if arrays and dropout:
+        raise ValueError(
+            f"lora_dropout is {dropout}, but {short(arrays[0])} is a mixture's array: expected 0, as in PEFT"
+        )
     by_weight = _by_weight(target_parameters, forms, dropout)
     modules = [module for module in saved if module not in (*arrays, *by_weight)]
     parameters = [*arrays, *(f"{module}.weight" for module in by_weight)]
@@ -265,7 +283,10 @@ def save_adapter(
         "init_lora_weights": True,
     }
     read_as = Config(peft_type="LORA", target_modules=config["target_modules"], use_dora=config["use_dora"])
-    read_as.check_magnitudes(forms)
+    if len({form.dora for form in forms.values()}) > 1:
+        raise ValueError(
+            "only some of layers have DoRA's magnitude, and PEFT has one use_dora for all: save them in two folders"
+        )
     read_as.check_targets({module: forms[module] for module in modules})
     text = config_text(config)
     full = [module for module, a in saved.items() if isinstance(a, DoRAAdapter) and a.dora_norm == "full"]
@@ -279,6 +300,13 @@ def save_adapter(
         before(text, weights.getvalue())
     path.parent.mkdir(parents=True, exist_ok=True)
     _write(path, tensors, notes, text)
+    keys = {module: form.keys(module) for module, form in forms.items() if not form.dora}
+    if unmoved := [module for module, (A, B) in keys.items() if not (tensors[A].any() and tensors[B].any())]:
+        warnings.warn(
+            f"{len(unmoved)} of the {len(saved)} saved adapters, such as {short(unmoved[0])}, change no weight: "
+            "B A is zero, as before training",
+            stacklevel=2,
+        )
 
 
 def _write(path: Path, tensors: Mapping[str, np.ndarray], notes: Mapping[str, str], text: bytes) -> None:
@@ -301,6 +329,12 @@ def check_no_adapter(path: Path, overwrite: bool, name: str = "save", option: st
     """Require that a folder has no adapter, unless it may be replaced."""
     if not overwrite and any(os.path.lexists(path / file) for file in (CONFIG_NAME, WEIGHTS_NAME)):
         raise ValueError(f"{name} {str(path)!r} already has an adapter: choose another folder, or pass {option}")
+
+
+def check_own_adapter(path: Path) -> None:
+    """Require that minilora wrote the adapter in a folder, if there is one."""
+    if any(os.path.lexists(path / file) for file in (CONFIG_NAME, WEIGHTS_NAME)):
+        check_written_here("save", path / WEIGHTS_NAME, TENSORS_PATTERN)
 
 
 # --- the contents of a save ---

@@ -169,7 +169,7 @@ def read_checkpoint(path: Path) -> Saved | None:
                 raise ValueError("damaged: its checksum does not match its contents")
             saved = msgspec.json.decode(text, type=Saved)
     except FileRefused as error:
-        raise CheckpointError(f"the checkpoint cannot be read: {error}") from error
+        raise CheckpointError(f"the checkpoint cannot be read: {error}. Choose another checkpoint") from error
     saved.arrays = {part: {} for part in SAVED_GROUPS}
     for key, tensor in tensors.items():
         part, _, name = key.partition(".")

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import secrets
 import shutil
 import stat
@@ -28,6 +29,11 @@ from ..texts import FileRefused, reading, short
 
 MAX_FILE_BYTES = 1 << 28
 """The largest size of a file that is read as a whole: settings, an index of shards, a tokenizer."""
+
+TENSORS_PATTERN, FIGURE_PATTERN = rb'.{8}\{.*"minilora_', b".*minilora"
+"""Patterns for the safetensors files (adapters, checkpoints, merged weights) and the figures that minilora writes."""
+SEARCHED_BYTES = 1 << 24
+"""The number of bytes at a file's start in which a mark of minilora is searched: more than a figure's."""
 
 
 class RegularFile(io.FileIO):
@@ -234,10 +240,21 @@ def check_writable(folder: Path) -> None:
         raise ValueError(f"{str(folder)!r}: the folder {str(existing)!r} is not writable")
 
 
-def check_new_file(what: str, path: Path | None, overwrite: bool) -> None:
-    """Require that a file is new, unless an existing one may be replaced."""
-    if path is not None and path.is_file() and not overwrite:
+def check_new_file(what: str, path: Path | None, overwrite: bool, pattern: bytes) -> None:
+    """Require that a file is new; with `overwrite`, one that minilora wrote, which `pattern` matches, is replaced."""
+    if path is None or not path.is_file():
+        return
+    if not overwrite:
         raise ValueError(f"{what} {str(path)!r} already exists: choose another path, or pass --overwrite")
+    check_written_here(what, path, pattern)
+
+
+def check_written_here(what: str, path: Path, pattern: bytes) -> None:
+    """Require a file that minilora wrote: the expression `pattern` must match its start."""
+    if not re.match(pattern, read_start(path, SEARCHED_BYTES), re.DOTALL):
+        raise ValueError(
+            f"{what} {str(path)!r} was not written by minilora, so --overwrite does not replace it: choose another path"
+        )
 
 
 def refuse_inputs(name: str, out: Path, inputs: Iterable[tuple[Path, str]]) -> None:

@@ -4,8 +4,9 @@
     merged = g V, with V = W + s B A           of DoRA, where g_o = m_o / |V_o| for each row o: (dora.1), (dora.2)
 
 The steps: open the base and the adapter, match names and shapes, and copy each file of the base, tensor by tensor, in
-file order. No name, dtype or shape changes, so each file keeps its header. Tensors without an adapter are copied bit
-for bit. An adapted weight is processed some rows at a time, so even a model larger than memory can be merged.
+file order. No name, dtype or shape changes. The header's metadata also record the adapter's digest, so that minilora
+does not apply the same adapter again. Tensors without an adapter are copied bit for bit. An adapted weight is processed
+some rows at a time, so even a model larger than memory can be merged.
 
 Half-precision weights are widened to float32, changed, and rounded back once. The products are computed in PEFT's
 order, so its ``merge_and_unload`` gives the same numbers.
@@ -34,7 +35,7 @@ from ..variants.dora import divisible
 from .disk import check_file, check_new_folder, synced, written_folder, written_whole
 from .dtypes import FLOATS, cast
 from .modelfolder import EMBEDDING, HEAD, companions, copy_companions, ties_head, with_own_head
-from .peft import CONFIG_NAME, WEIGHTS_NAME, AdapterFolder
+from .peft import CONFIG_NAME, MERGED_KEY, WEIGHTS_NAME, AdapterFolder, check_not_merged
 from .placement import MergedTensor, merged_tensors
 from .tensors import BLOCK_BYTES, MODEL_CONFIG, TensorFile, Weights, open_weights
 
@@ -97,6 +98,7 @@ def merge_adapter(
     untied = whole and bool(tied)
     others = companions(base, untied=untied) if whole else {}
     weights = with_own_head(weights) if untied else weights
+    check_not_merged(weights, folder)
     changes = merged_tensors(folder, weights, layouts)
     _check_out(out, weights, adapter, whole)
     if tied:
@@ -149,16 +151,19 @@ def _write(
     progress: bool,
 ) -> None:
     """Write the single file, or a folder of files, index and companions, which appears when it is complete."""
-    total = sum(spec.end - spec.start for file in weights.files for spec in file.tensors.values())
+    digest, total = (
+        folder.file.digest(),
+        sum(spec.end - spec.start for file in weights.files for spec in file.tensors.values()),
+    )
     with tqdm(total=total, unit="B", unit_scale=True, disable=None if progress else True) as bar:
         if weights.index is None and not others:
             with written_whole(out) as target:
-                _write_file(weights.files[0], target, folder, changes, damaged, bar)
+                _write_file(weights.files[0], target, folder, digest, changes, damaged, bar)
             return
         with written_folder(out) as part:
             for file in weights.files:
                 with synced(part / file.path.name) as target:
-                    _write_file(file, target, folder, changes, damaged, bar)
+                    _write_file(file, target, folder, digest, changes, damaged, bar)
             if weights.index is not None:
                 with synced(part / weights.index.name) as target:
                     target.write(weights.index_text)
@@ -166,12 +171,16 @@ def _write(
 
 
 def _write_file(
-    file: TensorFile, out: BinaryIO, folder: AdapterFolder, changes: list[MergedTensor], damaged: list[str], bar: tqdm
-) -> None:
-    """Copy one file, merging the tensors that change; append the names of tensors with NaN or infinity to `damaged`."""
+    file: TensorFile, out: BinaryIO, folder: AdapterFolder, digest: str, changes: list[MergedTensor],
+    damaged: list[str], bar: tqdm,
+) -> None:  # fmt: skip
+    """Copy one file, merging the tensors that change, and record the adapter's digest in the header.
+
+    The names of tensors with NaN or infinity are appended to `damaged`.
+    """
     changed = {change.name: change for change in changes}
     factors = lru_cache(maxsize=2)(folder.read)  # the two arrays of experts alternate
-    out.write(file.header)
+    out.write(file.header_with(MERGED_KEY, digest))
     for name in file.tensors:
         blocks = _merged(file, changed[name], factors(changed[name].module)) if name in changed else file.blocks(name)
         kind = FLOATS.get(file.tensors[name].dtype)

@@ -43,13 +43,15 @@ from .disk import parse_json, read_whole
 from .dtypes import FLOATS
 from .expert_adapters import adapted_arrays, check_packing
 from .patterns import exclusions, first_matches, within_time
-from .tensors import TensorFile
+from .tensors import TensorFile, Weights
 
 CONFIG_NAME, WEIGHTS_NAME = "adapter_config.json", "adapter_model.safetensors"
 DIGEST_KEY = "minilora_config_sha256"
 """The metadata key for the digest of the configuration that was saved with the factors."""
 NORM_KEY = "minilora_dora_norm_full"
 """The metadata key for the modules whose DoRA trains with the full gradient, one path per line; PEFT ignores it."""
+MERGED_KEY = "minilora_merged"
+"""The metadata key, in a merged model, for the digests of the adapters that were merged into it."""
 SYSTEM_KEY = "minilora_system_message"
 """The metadata key for the system message that the adapter was trained with."""
 
@@ -143,6 +145,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     alpha_pattern: dict[str, Alpha] = {}  # likewise
     use_rslora: bool = False  # whether the scaling is alpha / sqrt(r) instead of alpha / r
     use_dora: bool = False
+    lora_dropout: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.0
     fan_in_fan_out: bool = False  # whether the base weights are stored (in, out) instead of (out, in)
     target_modules: list[Name] | str = ""  # suffixes of the adapted modules' paths, or one regular expression
     exclude_modules: list[Name] | str = ""  # modules to exclude again, in the same form
@@ -271,8 +274,11 @@ class AdapterFolder:
             _check_of_one_save(text, file)
             config.check_magnitudes(forms)
             places = adapted_arrays(forms, config.target_parameters) if config.target_parameters else {}
-            if places and config.use_dora:
-                raise ValueError("use_dora is True, but target_parameters has adapters: PEFT has no DoRA for arrays")
+            if places and (config.use_dora or config.lora_dropout):
+                key = "use_dora" if config.use_dora else "lora_dropout"
+                raise ValueError(
+                    f"{key} is {getattr(config, key)}, but target_parameters has adapters: PEFT refuses both"
+                )
             forms = {module: form for module, form in forms.items() if module not in places.values()}
             config.check_targets(forms)
             forms |= {array: Form("parameter", place=place) for array, place in places.items()}
@@ -309,6 +315,15 @@ class AdapterFolder:
                 raise FileRefused(self.file.path, f"{short(key)} holds NaN or infinity")
         A, B, *magnitude = arrays
         return [A.reshape(len(A), -1), B.reshape(len(B), -1), *(m.reshape(-1) for m in magnitude)]
+
+
+def check_not_merged(weights: Weights, folder: AdapterFolder) -> None:
+    """Refuse an adapter that minilora merged into these weights before."""
+    marks = " ".join(file.metadata.get(MERGED_KEY, "") for file in weights.files)
+    if marks.strip() and folder.file.digest() in marks:
+        raise FileRefused(
+            weights.path, f"already has the adapter {folder.file.path.parent}, merged: use it without, or take its base"
+        )
 
 
 def _forms(file: TensorFile) -> dict[str, Form]:

@@ -8,6 +8,7 @@ and pickles are refused.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -120,6 +121,19 @@ class TensorFile:
             raw = np.fromfile(self.file, np.uint8, end - start)
             self.file.check_unchanged()
         return raw
+
+    def digest(self) -> str:
+        """Return a hash of the tensors' bytes, in file order."""
+        sha = hashlib.sha256()
+        for block in (block for name in self.tensors for block in self.blocks(name)):
+            sha.update(block.data)
+        return sha.hexdigest()
+
+    def header_with(self, key: str, value: str) -> bytes:
+        """Return the header with another entry, or another word of an entry, in the metadata."""
+        entries = json.loads(self.header[8:])
+        more = {key: f"{self.metadata.get(key, '')} {value}".strip()}
+        return _header({"__metadata__": {}} | entries | {"__metadata__": {"format": "pt"} | self.metadata | more})
 
     def with_copy(self, name: str, second: str) -> TensorFile:
         """Return a view of the file with a copy of the tensor `name` at its end, named `second`."""

@@ -22,9 +22,19 @@ from ..checks import MAX_ALPHA, MIN_ALPHA, Array, check_integer, check_number
 from ..fast.accumulation import accumulate
 from ..fast.threads import core_count
 from ..fast.widths import by_width
-from ..files.adapters import check_adapter_target, check_no_adapter, save_adapter
+from ..files.adapters import check_adapter_target, check_no_adapter, check_own_adapter, save_adapter
 from ..files.checkpoint import CheckpointError
-from ..files.disk import check_file, check_new_file, check_replaceable, check_writable, refuse_inputs, written_whole
+from ..files.disk import (
+    FIGURE_PATTERN,
+    TENSORS_PATTERN,
+    check_file,
+    check_new_file,
+    check_replaceable,
+    check_writable,
+    check_written_here,
+    refuse_inputs,
+    written_whole,
+)
 from ..files.patterns import are_named, within_time
 from ..files.peft import CONFIG_NAME, WEIGHTS_NAME
 from ..layer import parameter_count, walk
@@ -32,13 +42,14 @@ from ..layers.stacked import StackedLinear
 from ..losses import IGNORE_INDEX, Loss
 from ..optim import gradient_norm
 from ..schedule import Schedule
+from ..state import TrainingState
 from ..texts import named, printable
 from ..training import Passes, TrainingDiverged, train
 from ..variants.dropout import check_dropped, with_dropout
 from .data import EXAMPLES, BadLine, Data, by_reason, load_data
 from .files.save import found_by_weight
 from .llama import Llama, checkpointed
-from .losstable import LossTable, shown_parts
+from .losstable import LOG_PATTERN, LossTable, shown_parts
 from .memory import (
     EXPERT_ARRAYS,
     Memory,
@@ -54,6 +65,7 @@ from .resume import (
     Notes,
     StoppedRun,
     TuningCheckpoint,
+    deferred_interrupts,
     digest_of_adapter,
     exclusive_lock,
     identity_of,
@@ -62,6 +74,8 @@ from .resume import (
 from .source import AdapterSource, ModelSource
 from .text import HELD_OUT, check_vocabulary, evaluate_where_it_counts, gradients_at_targets, next_token_loss
 
+SKIPPED_PATTERN = rb'\{"file": ".*?", "line": \d+, "reason": "'
+"""A pattern for the start of a file of skipped lines."""
 USABLE_SHARE = 0.9
 """The share of free memory that a run may plan to use; the rest is for temporary arrays."""
 
@@ -113,20 +127,21 @@ def run_to_resume(recipe: Recipe, source: ModelSource, backend: Backend) -> Stop
         asked = identity_of(resolved, source.path, backend)
         stopped.check_same(stopped.notes["asked"], asked, None if recipe.epochs else resolved.steps)
     except CheckpointError as error:
-        if recipe.checkpoint is not None:
-            raise
-        if not recipe.overwrite:
-            raise CheckpointError(f"{error}, or start afresh with --overwrite") from None
+        hint = "start afresh with --overwrite" if recipe.checkpoint is None else "delete this one to start afresh"
+        if recipe.checkpoint is not None or not recipe.overwrite:
+            raise CheckpointError(f"{error}, or {hint}") from None
+        check_written_here("the checkpoint", recipe.checkpoint_path, TENSORS_PATTERN)
         return None
     return stopped
 
 
 def check_existing_outputs(recipe: Recipe, stopped: StoppedRun | None) -> None:
-    """Require --overwrite to replace anything but the adapter, log and figure of the same run."""
+    """Require --overwrite to replace anything but the adapter, log and figure of the same run; others never are."""
     saved, own = (stopped.notes["saved"], stopped.notes["wrote"]) if stopped else ([], [])
     check_no_adapter(recipe.save, recipe.overwrite or digest_of_adapter(recipe.save) in saved)
-    for what, path in {"log": recipe.log, "plot file": recipe.plot}.items():
-        check_new_file(what, path, recipe.overwrite or (path is not None and str(real(path)) in own))
+    check_own_adapter(recipe.save)
+    for what, path, pattern in (("log", recipe.log, LOG_PATTERN), ("plot file", recipe.plot, FIGURE_PATTERN)):
+        check_new_file(what, path, recipe.overwrite or (path is not None and str(real(path)) in own), pattern)
 
 
 def default_workers(backend: Backend) -> int:
@@ -268,7 +283,8 @@ def write_skipped(path: Path, skipped: Sequence[BadLine], overwrite: bool) -> No
     # The key is not "text", so that this file is not mistaken for one of examples.
     records = ({"file": bad.file, "line": bad.number, "reason": bad.reason, "content": bad.text} for bad in skipped)
     lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records).encode()
-    check_new_file("file of skipped lines", path, overwrite or (path.exists() and path.read_bytes() == lines))
+    if not (path.exists() and path.read_bytes() == lines):
+        check_new_file("file of skipped lines", path, overwrite, SKIPPED_PATTERN)
     with written_whole(path) as file:
         file.write(lines)
 
@@ -456,8 +472,7 @@ def checkpoint_of(
         losses={}, saved=[], wrote=[],
     )  # fmt: skip
     notes["wrote"] = sorted({*notes["wrote"], *(str(real(path)) for path in (recipe.log, recipe.plot) if path)})
-    each, best = recipe.checkpoint is not None, recipe.keep_best
-    return TuningCheckpoint(recipe.checkpoint_path, notes, stopped, each=each, best=best)
+    return TuningCheckpoint(recipe.checkpoint_path, notes, stopped, each=recipe.checkpoint is not None)
 
 
 def train_adapter(
@@ -478,13 +493,21 @@ def train_adapter(
         notes["before"] = step.evaluate(adapted, X_held, Y_held, next_token_loss)
         recipe.checkpoint_path.unlink(missing_ok=True)  # left by another run, and --overwrite is given
     table.print_known_rows(notes["before"], time.perf_counter() - start, stopped.saved if stopped else None)
+
+    def report(state: TrainingState) -> None:
+        table.on_step(state)
+        if interrupted:
+            checkpoint.keep(state, due=True)
+            raise KeyboardInterrupt
+
     try:
-        history = train(
-            adapted, X, Y, max_steps=recipe.steps, batches=Passes(len(X), recipe.batch_size, recipe.seed),
-            lr=recipe.lr, rng=rng, log_every=every, progress=True, checkpoint=checkpoint, loss=next_token_loss,
-            gradients=step, held_out=(X_held, Y_held), report=table.on_step, weight_decay=recipe.weight_decay,
-            schedule=schedule_of(recipe, recipe.steps), max_grad_norm=recipe.max_grad_norm,
-        )  # fmt: skip
+        with deferred_interrupts(table.show) as interrupted:
+            history = train(
+                adapted, X, Y, max_steps=recipe.steps, batches=Passes(len(X), recipe.batch_size, recipe.seed),
+                lr=recipe.lr, rng=rng, log_every=every, progress=True, checkpoint=checkpoint, loss=next_token_loss,
+                gradients=step, held_out=(X_held, Y_held), report=report, weight_decay=recipe.weight_decay,
+                schedule=schedule_of(recipe, recipe.steps), max_grad_norm=recipe.max_grad_norm,
+            )  # fmt: skip
     except TrainingDiverged as error:
         if recipe.checkpoint is None:  # it would only diverge again
             recipe.checkpoint_path.unlink(missing_ok=True)
@@ -549,12 +572,14 @@ def diverged(recipe: ResolvedRecipe, step: int) -> str:
 def save(recipe: ResolvedRecipe, adapted: Llama, system: str | None, checkpoint: TuningCheckpoint) -> None:
     """Write the adapter with the names that PEFT and llama.cpp need, and the chats' system message."""
     by_weight = found_by_weight(adapted)
-    save_adapter(
-        recipe.save, adapters(adapted), base_model=None if recipe.model is None else str(recipe.model),
-        task_type="CAUSAL_LM", target_modules=[name for name in ends_of(adapted) if f"{name}.weight" not in by_weight],
-        target_parameters=by_weight, lora_dropout=recipe.dropout, system=system, overwrite=True,
-        before=checkpoint.finish,  # the process may be killed as soon as the adapter is written
-    )  # fmt: skip
+    ends = [name for name in ends_of(adapted) if f"{name}.weight" not in by_weight]
+    with deferred_interrupts(lambda message: None):  # the adapter is written in a moment
+        save_adapter(
+            recipe.save, adapters(adapted), base_model=None if recipe.model is None else str(recipe.model),
+            task_type="CAUSAL_LM", target_modules=ends, target_parameters=by_weight, lora_dropout=recipe.dropout,
+            system=system, overwrite=True,
+            before=checkpoint.finish,  # the process may be killed as soon as the adapter is written
+        )  # fmt: skip
     if recipe.checkpoint is None:
         recipe.checkpoint_path.unlink(missing_ok=True)
 

@@ -32,6 +32,8 @@ from .recipe import LOG_EVERY
 QUIET = 60.0
 """Without a progress bar, a line reports the progress after this many seconds without output."""
 LARGEST = sys.float_info.max
+LOG_PATTERN = rb'\{"step": 0, "'
+"""A pattern for the start of a log."""
 Losses: TypeAlias = dict[str, tuple[float, int, float]]
 """Each step's summed loss, number of targets, and gradient norm before clipping, by the step's number."""
 
@@ -100,7 +102,7 @@ class LossTable:
 
     def print_head(self) -> None:
         """Print the names of the columns."""
-        self._print("step  training  held-out loss  tokens/s  time left   (losses in nats a token)")
+        self.show("step  training  held-out loss  tokens/s  time left   (losses in nats a token)")
 
     def print_known_rows(self, before: float, seconds: float, saved: Saved | None) -> None:
         """Print the rows that are known before training starts: the initial loss, and the rows in a checkpoint."""
@@ -121,10 +123,10 @@ class LossTable:
             if step % self.log_every == 0:
                 self.print_row(step)
             elif step == self.done + 1:
-                self._print(f"      judging by step {step}, about {remaining} for the remaining {self.steps - step}")
+                self.show(f"      judging by step {step}, about {remaining} for the remaining {self.steps - step}")
             elif now - self.written > QUIET and not (sys.stderr.isatty() and sys.stdout.isatty()):
                 loss = self.training_loss(step)
-                self._print(f"      after step {step}, the training loss is {loss:.3f}, with about {remaining} left")
+                self.show(f"      after step {step}, the training loss is {loss:.3f}, with about {remaining} left")
             self.write_log(step)
 
     def print_last_row(self, history: History) -> None:
@@ -186,9 +188,9 @@ class LossTable:
         mean, loss = ("" if math.isnan(number) else f"{number:.3f}" for number in (training, held_out))
         steps = f"   of steps {first}-{step}" if first < step else f"   of step {step}"
         row = f"{step:4}  {mean:>8}  {loss:>13}  {speed:>8}  {remaining:>9}"
-        self._print(row.rstrip() if math.isnan(training) else row + steps)
+        self.show(row.rstrip() if math.isnan(training) else row + steps)
 
-    def _print(self, line: str) -> None:
+    def show(self, line: str) -> None:
         """Print a line and flush it, above the progress bar if there is one."""
         tqdm.write(line)
         sys.stdout.flush()

@@ -110,8 +110,8 @@ class Recipe:
     text: Path = option("a text file in UTF-8, or a .jsonl file of examples", "TEXT", default=MISSING, type=Path)
     save: Path = option("write the adapter to this folder, in PEFT's layout", "DIR", default=MISSING, type=Path)
     overwrite: bool = option(
-        "replace an adapter in the folder of --save, an unfinished run with other options, and the files of --log and "
-        "--plot",
+        "replace an adapter in the folder of --save, an unfinished run with other options, and the files of --log, "
+        "--plot and --skip-bad, but only what minilora wrote",
         default=False,
     )
     model: Path | None = option()  # None is glassllm's model
@@ -221,16 +221,15 @@ class Recipe:
     eval_every: int | None = option(
         f"measure the held-out loss every N steps, before the first and after the last (default: {EVAL_EVERY}, or a "
         "multiple of it if that would take more than about a fifth of the time of the steps)",
-        "N", type=int, same=True, at_least=1,
+        "N", type=int, at_least=1,
     )  # fmt: skip
     log_every: int = option(
         "print a row every N steps, even where the held-out loss is not measured",
         "N", default=LOG_EVERY, type=int, at_least=1,
     )  # fmt: skip
     keep_best: bool = option(
-        "save the adapter of the step with the lowest held-out loss instead of the last step's",
-        default=False, same=True,
-    )  # fmt: skip
+        "save the adapter of the step with the lowest held-out loss instead of the last step's", default=False
+    )
     anyway: bool = option("train even if this needs more memory than is free", default=False)
     log: Path | None = option(
         "write one line of JSON per step to this file: the loss of its batch, its gradient norm, and the held-out loss "

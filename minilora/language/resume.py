@@ -9,10 +9,12 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import signal
 import tempfile
+import threading
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -102,7 +104,8 @@ def read_stopped_run(path: Path) -> StoppedRun | None:
         return StoppedRun(path, saved, msgspec.convert(saved.notes, Notes))
     except msgspec.ValidationError as error:
         raise CheckpointError(
-            f"{str(path)!r} is not a checkpoint of minilora finetune, or is from another version of it"
+            f"{str(path)!r} is not a checkpoint of minilora finetune, or is from another version of it. "
+            "Choose another checkpoint"
         ) from error
 
 
@@ -168,11 +171,37 @@ def exclusive_lock(path: Path) -> Iterator[None]:
         raise ValueError(f"another run is writing {str(path)!r}: wait for it to end, or use another path") from None
 
 
+@contextmanager
+def deferred_interrupts(report: Callable[[str], None]) -> Iterator[list[int]]:
+    """Record the first Ctrl-C in the list that is yielded, and report it, instead of interrupting a step.
+
+    A second one interrupts at once. Nothing changes outside the main thread, or if SIGINT already has another handler.
+    """
+    received: list[int] = []
+
+    def receive(number: int, frame: object) -> None:
+        received.append(number)
+        if len(received) > 1:
+            raise KeyboardInterrupt
+        report("      stopping after this step; Ctrl-C again stops at once")
+
+    usual = signal.default_int_handler
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGINT) is not usual:
+        yield received
+        return
+    signal.signal(signal.SIGINT, receive)
+    try:
+        yield received
+    finally:
+        signal.signal(signal.SIGINT, usual)
+
+
 class TuningCheckpoint(Checkpoint):
     """The checkpoint of a fine-tuning run, for ``train(..., checkpoint=...)``.
 
     A run resumes from the state that was read before the model was loaded. `finish` writes the last step, together with
-    the digest of its adapter.
+    the digest of its adapter. The parameters of the step with the lowest measured held-out loss are always saved too: a
+    resumed run may have another --keep-best.
 
     Parameters
     ----------
@@ -185,22 +214,21 @@ class TuningCheckpoint(Checkpoint):
     each : bool
         Whether to write after each step. Otherwise writing takes at most `CHECKPOINT_SHARE` of the time, and a full
         disk is only a warning.
-    best : bool
-        Whether to also keep the parameters of the step with the lowest measured held-out loss.
     """
 
     notes: Any  # a `Notes`
     last: TrainingState  # after the last step
 
-    def __init__(self, path: Path, notes: Notes, stopped: StoppedRun | None = None, *, each: bool, best: bool) -> None:
+    def __init__(self, path: Path, notes: Notes, stopped: StoppedRun | None = None, *, each: bool) -> None:
         super().__init__(path, notes=notes)
-        self.stopped, self.each, self.keeps_best = stopped, each, best
+        self.stopped, self.each = stopped, each
         self.steps = 0  # of the whole run, set by `resume`
         self.written, self.took = 0.0, 0.0  # the time of the last write, and its duration, in seconds
 
     def resume(self, state: TrainingState, epochs: int, settings: Mapping[str, Any], data: Mapping[str, Any]) -> None:
         """Restore a stopped run, or write the start of a new one."""
         self.steps = epochs
+        settings = {name: value for name, value in settings.items() if name != "log_every"}  # it changes no step
         if self.stopped is None:
             super().resume(state, epochs, settings, data)
             return
@@ -210,17 +238,17 @@ class TuningCheckpoint(Checkpoint):
         if state.epoch == epochs:
             self._end(state)
 
-    def keep(self, state: TrainingState) -> None:
+    def keep(self, state: TrainingState, due: bool = False) -> None:
         """Write the state after a step, if it is due."""
         epochs, losses = state.history.epochs, state.history.losses
-        if self.keeps_best and epochs[-1:] == [state.epoch] and losses[-1] < min(losses[:-1], default=math.inf):
+        if epochs[-1:] == [state.epoch] and losses[-1] < min(losses[:-1], default=math.inf):
             self.best.update({name: p.copy() for name, p in state.optimizer.params.items()})
         start = time.perf_counter()
-        if state.epoch == self.steps:
+        if state.epoch == self.steps and not due:
             self._end(state)
         elif self.each:
             super().keep(state)
-        elif (start - self.written) * CHECKPOINT_SHARE >= self.took:
+        elif due or (start - self.written) * CHECKPOINT_SHARE >= self.took:
             try:
                 super().keep(state)
             except OSError as error:

@@ -15,7 +15,8 @@ from ..adaptation import attach
 from ..backend import Backend
 from ..extras import needed
 from ..files.adapters import check_base_weights, kept_system_message, read_adapters
-from ..files.peft import AdapterFolder
+from ..files.peft import AdapterFolder, check_not_merged
+from ..files.tensors import open_weights
 from ..layer import walk
 from ..quantization import quantize
 from ..texts import printable
@@ -84,7 +85,9 @@ class AdapterSource:
         return kept_system_message(self.folder)
 
     def attached(self, model: Llama, backend: Backend, bits: str | None) -> Llama:
-        """Attach the adapters to a model; any base weights in the folder must equal the model's."""
+        """Attach the adapters to a model without them; any base weights in the folder must equal the model's."""
+        if model.source is not None and model.source.is_dir():
+            check_not_merged(open_weights(model.source), self.folder)
         layers = {} if bits else dict(walk(model))  # quantised weights differ from the base's
 
         def weight(path: str) -> Any:

@@ -45,9 +45,9 @@ def test_options_reach_the_run(monkeypatch):
 
 def test_plot_writes_a_figure(small_article, tmp_path, shell, pictures):
     file = tmp_path / "figure.PNG"  # the letters' case is the user's
-    file.write_text("dear diary")
+    file.write_text("drawn by minilora")
     assert f"figure written to {file}" in shell(f"article --epochs 2 --plot {file} --overwrite")
-    assert (pictures, file.read_bytes()) == (["png"], b"drawn")
+    assert (pictures, file.read_bytes()) == (["png"], b"drawn by minilora")
 
 
 def test_a_training_that_diverges_is_one_line(small_article, shell):

@@ -7,11 +7,14 @@ import signal
 import subprocess
 import sys
 import threading
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 from minilora import TrainingDiverged, __version__, article, cli
+from minilora.cli import OTHER_NAMES
+from minilora.language.recipe import Recipe, option_name
 
 from ..support.command_line import run
 
@@ -139,3 +142,26 @@ def test_closed_and_full_streams_end_in_no_traceback(command, code, err, unbuffe
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (code, err)
     assert done.stdout == (f"minilora {__version__}\n" if command.endswith("version") else "")
+
+
+@pytest.mark.parametrize(
+    ("typed", "hint"),
+    [
+        ("--learning-rate 1", "; did you mean --lr?"),
+        ("--learning_rate=1", "; did you mean --lr?"),
+        ("--target_modules q", "; did you mean --target-modules?"),
+        ("--rnak 3", "; did you mean --rank?"),
+        ("--nonsense", ""),
+        ("more", ""),
+    ],
+)
+def test_an_unknown_option_names_the_one_that_is_meant(shell, typed, hint):
+    """And the help of the command, not that of all commands."""
+    said = shell.refused(f"finetune text --save a {typed}")
+    assert said == f"unrecognized arguments: {typed}{hint} (try 'minilora finetune --help')"
+
+
+def test_options_of_other_programs_are_given_a_name_that_is_there():
+    known = {option_name(field.name) for field in fields(Recipe)}
+    assert {*OTHER_NAMES.values()} <= known
+    assert not known & OTHER_NAMES.keys()

@@ -101,6 +101,7 @@ def test_the_loss_is_measured_on_another_file_or_share(shell):
         shell.refused(f"{FINETUNE} --steps 1 --valid {bad}")
 
 
+@pytest.mark.filterwarnings("ignore:.* change no weight:UserWarning")  # a start is saved
 def test_each_loss_is_seen_before_the_next_is_measured(monkeypatch):
     """By a reader of a pipe, as `tee` is."""
     save_adapter("a", adapters(adapt(Llama.load("model"), ["q_proj"], rank=1, alpha=1, rng=np.random.default_rng(0))))

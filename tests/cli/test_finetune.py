@@ -364,6 +364,7 @@ def test_an_adapter_to_go_on_from_brings_what_it_is(names):
         check_recipe(recipe)
 
 
+@pytest.mark.filterwarnings("ignore:.* change no weight:UserWarning")  # a start is saved
 def test_ranks_stay_as_they_are_in_the_trainings_dtype(shell):
     model, rng = Llama.load("model"), np.random.default_rng(0)
     wide = adapters(adapt(model, ["q_proj"], rank=3, alpha=5, rng=rng))

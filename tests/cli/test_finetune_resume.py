@@ -1,25 +1,31 @@
 """A fine-tuning that was stopped: what is said, what goes on to the same bits, and which other is refused."""
 
 import contextlib
+import itertools
 import json
 import os
 import re
 import shlex
+import shutil
+import signal
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from minilora import Adam, Linear, Llama, adapt, cli, load_adapter, save_adapter, train
 from minilora.backend import get_backend
+from minilora.files import checkpoint as checkpoints
 from minilora.files.checkpoint import Checkpoint, CheckpointError, read_checkpoint
 from minilora.language import finetune as finetuning
 from minilora.language import resume
 from minilora.language.finetune import Step
+from minilora.language.losstable import LossTable
 from minilora.language.recipe import SIZE_DEFAULTS, Recipe
 from minilora.language.resume import (
     StoppedRun,
@@ -92,6 +98,76 @@ def test_ctrl_c_says_what_is_kept_and_what_goes_on(often, shell, standin, monkey
     assert rows(resumed) == rows(shell(typed, "--save", "whole", "--checkpoint", "new"))
     assert rows(resumed)[: len(first)] == first
     assert weights("it's") == weights("whole")
+
+
+PRESSED = {  # what is called when Ctrl-C comes in step 3, and how often it was called until then
+    "in the step": (Adam, "step", 3),
+    "in the measurement": (finetuning, "evaluate_where_it_counts", 4),
+    "after the step": (LossTable, "on_step", 3),
+    "while it is written": (checkpoints, "write_tensors", 4),
+}
+
+
+@contextlib.contextmanager
+def signalled(owner, name, *calls):
+    """Send SIGINT to this process in these calls of a function, before it does anything."""
+    right, count = getattr(owner, name), itertools.count(1)
+
+    def called(*given, **options):
+        if next(count) in calls:
+            os.kill(os.getpid(), signal.SIGINT)
+        return right(*given, **options)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(owner, name, called)
+        yield
+
+
+@pytest.mark.parametrize(
+    ("place", "steps"),
+    [(place, steps) for steps in (3, 5) for place in PRESSED if steps == 5 or "written" not in place],
+)
+def test_ctrl_c_keeps_the_step_it_comes_in(folder, shell, monkeypatch, place, steps):
+    """Whichever was written last; the same command ends with the same bits, and no handler is left behind."""
+    typed = f"{TYPED} --steps {steps} --dropout 0.2 --eval-every 1"
+    shell(typed, "--save", "whole", "--log", "all")
+    monkeypatch.setattr(resume, "CHECKPOINT_SHARE", 1e9 if "written" in place else 0)
+    with signalled(*PRESSED[place]):
+        out = shell(typed, "--log", "log", code=130)
+    assert "      stopping after this step; Ctrl-C again stops at once\n" in out
+    assert f"minilora: step 3 of {steps} is saved in a.checkpoint; resume" in shell.err
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert not Path("a").exists()
+    shell(typed, "--log", "log")
+    assert weights("a") == weights("whole")
+    assert Path("log").read_bytes() == Path("all").read_bytes()
+
+
+def test_a_second_ctrl_c_leaves_what_was_written_before(folder, shell, monkeypatch):
+    typed = f"{TYPED} --steps 5"
+    monkeypatch.setattr(resume, "CHECKPOINT_SHARE", 0)
+    with signalled(Adam, "step", 2), signalled(checkpoints, "write_tensors", 2):  # the second time it is written
+        shell(typed, code=130)
+    assert "step 0 of 5 is saved in a.checkpoint" in shell.err
+    assert sorted(os.listdir()) == ["a.checkpoint", "model", "text"]
+    with signalled(Adam, "step", 2), signalled(LossTable, "on_step", 2):  # before it is written
+        shell(typed, code=130)
+    assert "step 1 of 5 is saved in a.checkpoint" in shell.err
+
+
+def test_ctrl_c_while_the_adapter_is_saved_ends_no_command(folder, shell, monkeypatch):
+    monkeypatch.setattr(resume, "CHECKPOINT_SHARE", 0)
+    with signalled(checkpoints, "write_tensors", 2):
+        assert "adapter written to a" in shell(TYPED)
+    assert sorted(os.listdir()) == ["a", "model", "text"]
+
+
+def test_out_of_the_main_thread_ctrl_c_is_as_usual(folder):
+    done = []
+    thread = threading.Thread(target=lambda: done.append(run(TYPED)))
+    thread.start()
+    thread.join()
+    assert done == [0]
 
 
 def test_of_epochs_the_steps_to_come_are_not_told(often, shell, monkeypatch):
@@ -169,27 +245,75 @@ def test_a_training_replaces_its_own_files_alone(folder, shell, pictures):
             said = f"{name!r} already exists: choose another path, or pass --overwrite"
             assert said in shell.refused(f"{typed} {more} {option} {name}")
             assert Path(name).read_text() == "dear diary"
-    shell(f"{typed} --save b --overwrite {both}")
+    for option, name in diaries.items():
+        said = f"{name!r} was not written by minilora, so --overwrite does not replace it: choose another path"
+        assert said in shell.refused(f"{typed} --save b --overwrite {option} {name}")
+        assert Path(name).read_text() == "dear diary"
+        Path(name).unlink()
+    shell(f"{typed} --save b {both}")
+    before = Path("diary.jsonl").read_bytes()
+    shell(f"{typed} --save b --overwrite --seed 5 {both}")
+    assert Path("diary.jsonl").read_bytes() != before
     for name in diaries.values():
-        assert Path(name).read_text() != "dear diary"
         Path(name).unlink()
     for steps in "345":
         shell(f"{typed} --checkpoint c --steps {steps} {both if steps != '4' else ''}")
 
 
+def test_overwrite_replaces_nothing_of_others(folder, shell):
+    """Neither a checkpoint's file nor an adapter nor skipped lines, whatever they are; a damaged checkpoint is ours."""
+    shell(TYPED, "--save", "own")
+    save_file(load_file("own/adapter_model.safetensors"), "foreign", metadata={"format": "pt"})
+    Path("foreign_adapter").mkdir()
+    shutil.copy("own/adapter_config.json", "foreign_adapter")
+    shutil.copy("foreign", "foreign_adapter/adapter_model.safetensors")
+    for name, text in (("a.checkpoint", b"my notes"), ("d.checkpoint", Path("foreign").read_bytes())):
+        Path(name).write_bytes(text)
+        said = f"the checkpoint {name!r} was not written by minilora, so --overwrite does not replace it: "
+        assert said in shell.refused(TYPED, "--save", name[0], "--overwrite")
+        assert Path(name).read_bytes() == text
+    before = contents("foreign_adapter")
+    said = "save 'foreign_adapter/adapter_model.safetensors' was not written by minilora, so --overwrite does not "
+    assert said in shell.refused(TYPED, "--save", "foreign_adapter", "--overwrite")
+    assert contents("foreign_adapter") == before
+    Path("foreign_adapter/adapter_model.safetensors").unlink()
+    shell.refused(TYPED, "--save", "foreign_adapter", "--overwrite")
+    assert list(contents("foreign_adapter")) == ["adapter_config.json"]
+    with interrupted(3):
+        shell(TYPED, "--save", "e", code=130)
+    damaged = Path("e.checkpoint").read_bytes()[:-9]
+    Path("e.checkpoint").write_bytes(damaged)
+    said = "Choose another checkpoint, or start afresh with --overwrite"
+    assert said in shell.refused(TYPED, "--save", "e")
+    shell(TYPED, "--save", "e", "--overwrite")
+    assert weights("e") == weights("own")
+
+
+def test_a_file_of_examples_is_no_file_of_skipped_lines(folder, shell):
+    examples("e.jsonl", [1, 2, 3, 4, 5, 1, 2, 3])
+    Path("mine.jsonl").write_text(before := Path("e.jsonl").read_text())
+    with Path("e.jsonl").open("a") as file:
+        file.write("\n{")
+    said = "file of skipped lines 'mine.jsonl' was not written by minilora, so --overwrite does not replace it"
+    typed = "finetune e.jsonl --model model --save a --batch-size 2 --overwrite --skip-bad mine.jsonl"
+    assert said in shell.refused(typed)
+    assert Path("mine.jsonl").read_text() == before
+
+
 def test_another_name_of_a_log_keeps_what_it_had(folder):
-    Path("own").write_text("mine")
+    mine = '{"step": 0, "mine": 1}'
+    Path("own").write_text(mine)
     Path("l.jsonl").hardlink_to("own")
     assert run(f"{QUICK} --log l.jsonl") == 0
-    assert Path("own").read_text() == "mine"
+    assert Path("own").read_text() == mine
     assert len(Path("l.jsonl").read_text().splitlines()) == 4
 
 
 def test_a_run_that_fails_before_step_1_empties_no_log(folder, shell, monkeypatch):
-    Path("l.jsonl").write_text("the last run's")
+    Path("l.jsonl").write_text('{"step": 0, "of": "the last run"}')
     monkeypatch.setattr(Step, "__call__", lambda *a: (_ for _ in ()).throw(ValueError("broken")))
     shell.refused(QUICK, "--log", "l.jsonl")
-    assert Path("l.jsonl").read_text() == "the last run's"
+    assert Path("l.jsonl").read_text() == '{"step": 0, "of": "the last run"}'
 
 
 def test_a_training_outlives_its_log(folder, shell, monkeypatch):
@@ -399,6 +523,23 @@ def test_a_training_that_goes_on_tells_how_long_it_takes(folder, shell):
     assert re.search("      judging by step 4, about .* for the remaining 3\n", shell(typed, 7))
 
 
+def test_measuring_may_change_before_it_goes_on(often, shell):
+    """How often a loss is measured, and which step is saved, change no step."""
+    typed = f"{TYPED} --steps 6 --lr 0.3"
+    best = f"{typed} --eval-every 1 --keep-best"
+    shown = rows(shell(best, "--save", "whole"))
+    with interrupted(4):
+        shell(typed, "--eval-every", "1", code=130)
+    assert rows(shell(best)) == shown
+    assert weights("a") == weights("whole")
+    with interrupted(4):
+        shell(best, "--save", "b", code=130)
+    shell(typed, "--save", "b", "--eval-every", "4")
+    shell(typed, "--save", "last")
+    assert weights("b") == weights("last")
+    assert weights("last") != weights("whole")
+
+
 @pytest.mark.long
 def test_what_need_not_be_the_same_may_change(folder):
     wide = "--dtype float64"  # other parts of a batch: the sums are rounded otherwise
@@ -488,7 +629,8 @@ def test_a_checkpoint_of_another_program_is_refused(folder, shell):
         Path("c").unlink()
         trained("c", 1, [1.0], Checkpoint(Path("c"), notes=notes | change))
         before = Path("c").read_bytes()
-        said = "'c' is not a checkpoint of minilora finetune, or is from another version of it"
+        said = "'c' is not a checkpoint of minilora finetune, or is from another version of it. Choose another "
+        said += "checkpoint, or delete this one to start afresh"
         assert shell.refused(QUICK, "--checkpoint", "c") == said
         assert Path("c").read_bytes() == before
 
@@ -536,6 +678,7 @@ def test_each_shard_tells_a_model_from_another(tmp_path):
     assert len({*seen}) == 4
 
 
+@pytest.mark.filterwarnings("ignore:.* change no weight:UserWarning")  # a start is saved
 def test_an_adapter_is_known_by_both_of_its_files(tmp_path):
     save_adapter(tmp_path, {"fc": adapt(Linear(np.eye(3)), [""], rank=1, alpha=1, rng=np.random.default_rng(0))})
     seen = [digest_of_adapter(tmp_path)]
@@ -548,6 +691,7 @@ def test_an_adapter_is_known_by_both_of_its_files(tmp_path):
     assert len({*seen}) == 3
 
 
+@pytest.mark.filterwarnings("ignore:.* change no weight:UserWarning")  # a start is saved
 def test_an_adapter_is_known_before_it_is_written(tmp_path):
     layers, said = {"fc": adapt(Linear(np.eye(3)), [""], rank=1, alpha=1, rng=np.random.default_rng(0))}, []
     save_adapter(tmp_path, layers, before=lambda *files: said.append(digest_of_contents(*files)))
@@ -572,7 +716,7 @@ def trained(path, epochs, losses, checkpoint=None):
         def evaluate(self, *_):
             return next(measured)
 
-    checkpoint = checkpoint or TuningCheckpoint(path, {"saved": []}, stopped_run(path), each=True, best=True)
+    checkpoint = checkpoint or TuningCheckpoint(path, {"saved": []}, stopped_run(path), each=True)
     history = train(
         model, X, X[:, :2], epochs=epochs, steps=1, batch_size=4, log_every=1, rng=rng, gradients=Gradients(),
         checkpoint=checkpoint, report=lambda state: weights.append(state.model.weight.copy()),
@@ -605,9 +749,8 @@ def test_after_a_stop_an_earlier_best_step_is_found(tmp_path):
     assert history.losses == [1.0, 5.0, 4.0, 3.0]
 
 
-def test_no_best_step_is_kept_where_nobody_asks(tmp_path):
+def test_the_best_step_is_kept_before_anybody_asks(tmp_path):
     for each in (True, False):
         path = tmp_path / str(each)
-        trained(path, 2, [1.0, 5.0], TuningCheckpoint(path, {"saved": []}, each=each, best=False))
-        assert not read_checkpoint(path).arrays["best"]
-        assert not any(name.startswith("best.") for name in load_file(path))
+        trained(path, 2, [1.0, 5.0], TuningCheckpoint(path, {"saved": []}, each=each))
+        assert read_checkpoint(path).arrays["best"].keys() == {"weight", "bias"}

@@ -17,6 +17,11 @@ def test_inspect_prints_the_table_and_draws_it(adapter, tmp_path, shell, monkeyp
     figures, real = [], Figure.savefig
     monkeypatch.setattr(Figure, "savefig", lambda self, *a, **k: figures.append(self) or real(self, *a, **k))
     (tmp_path / "p.png").write_text("dear diary")
+    said = f"plot file '{tmp_path}/p.png' was not written by minilora, so --overwrite does not replace it: "
+    assert said in shell.refused(f"inspect {adapter} --plot {tmp_path}/p.png --overwrite")
+    (tmp_path / "p.png").unlink()
+    shell(f"inspect {adapter} --plot {tmp_path}/p.png")
+    figures.clear()
     shown = shell(f"inspect {adapter} --plot {tmp_path}/p.png --overwrite")
     norms = [np.linalg.norm(lora.delta().astype(float)) for lora in load_adapter(adapter).values()]
     assert [line.split()[8] for line in shown.splitlines()[1:3]] == [f"{norm:.4g}" for norm in norms]

@@ -72,7 +72,7 @@ def test_a_gguf_model_is_merged_and_exported_for_as_asked(tmp_path, shell, monke
     for more in ("--dry-run", "--layout c=in-out"):
         said = "--layout and --dry-run apply to safetensors, but the model is a .gguf file"
         assert shell.refused(f"merge m.gguf a -o o {more}") == said
-    Path("o.gguf").touch()
+    Path("o.gguf").write_bytes(b"GGUF" + bytes(12) + b"\x04" + bytes(7) + b"adapter.lora.alpha")
     said = "-o 'o.gguf' already exists: choose another path, or pass --overwrite"
     assert shell.refused("export a --model m.gguf -o o.gguf") == said
     shell("export a --model m.gguf -o o.gguf --overwrite")
@@ -94,3 +94,26 @@ def test_what_was_tuned_and_merged_speaks_as_beside_its_base(folder, shell, kind
     beside, merged = shell(f"{greedy} --model {kind} --adapter a"), shell(f"{greedy} --model merged")
     assert len(beside) == len("the cat") + 21
     assert merged == beside
+
+
+def test_an_adapter_is_not_applied_over_its_own_merge(folder, shell):
+    """Whichever command would; another adapter is, and so is the same one over its base."""
+    shell(f"{FINETUNE} --steps 2")
+    shell(f"{FINETUNE} --steps 2 --save b --seed 3")
+    shell("merge model a -o merged")
+    shell("merge merged b -o both")
+    for adapter, model in (("a", "merged"), ("a", "both"), ("b", "both")):
+        said = (
+            f"'{model}/model.safetensors': already has the adapter {adapter}, merged: use it without, or take its base"
+        )
+        for command in (
+            f"merge {model} {adapter} -o twice",
+            f"generate 'the cat' --model {model} --adapter {adapter}",
+            f"evaluate text --model {model} --adapter {adapter} --length 8",
+            f"finetune text --model {model} --adapter {adapter} --save c --length 8 --steps 1 --batch-size 2",
+        ):
+            assert shell.refused(command).endswith(said)
+    shutil.copytree("a", "moved")
+    shell.refused("merge merged moved -o twice")
+    shell("generate 'the cat' --model merged --adapter b --tokens 2")
+    assert not Path("twice").exists()

@@ -401,9 +401,14 @@ def test_a_new_name_or_an_empty_folder_is_free(tmp_path, place, free):
 
 def test_a_file_that_is_there_is_replaced_only_where_asked(tmp_path):
     there = tmp_path / "log"
-    there.write_text("")
-    check_new_file("the log", there, True)
-    check_new_file("the log", tmp_path / "new", False)
-    check_new_file("the log", None, False)
+    there.write_text("own\nlines")
+    check_new_file("the log", there, True, b"own.li")
+    check_new_file("the log", tmp_path / "new", False, b"own")
+    check_new_file("the log", None, False, b"own")
     with pytest.raises(ValueError, match="already exists: choose another path, or pass --overwrite"):
-        check_new_file("the log", there, False)
+        check_new_file("the log", there, False, b"own")
+    for foreign in (b"lines", b"Own"):
+        with pytest.raises(
+            ValueError, match=r"'.*log' was not written by minilora, so --overwrite does not replace it: "
+        ):
+            check_new_file("the log", there, True, foreign)

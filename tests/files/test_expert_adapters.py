@@ -241,6 +241,22 @@ def test_dora_of_an_array_is_refused(tmp_path):
     save_adapter(tmp_path, adapters(trained(mixture(), NAMES[1:2])))
     magnitude = {"base_model.model.experts.lora_magnitude_vector": np.ones(6)}
     rewritten(tmp_path, lambda tensors: tensors | magnitude, use_dora=True)
-    said = "use_dora is True, but target_parameters has adapters: PEFT has no DoRA for arrays"
+    said = "use_dora is True, but target_parameters has adapters: PEFT refuses both"
+    with refused(f"'{tmp_path / CONFIG}': {said}"):
+        load_adapter(tmp_path)
+
+
+def test_dropout_of_an_array_is_refused(tmp_path):
+    """It is when saved, and in a file; PEFT loads no such adapter."""
+    saved = adapters(trained(mixture(), NAMES[1:2]))
+    said = "lora_dropout is 0.1, but '.*' is a mixture's array: expected 0, as in PEFT"
+    with pytest.raises(ValueError, match=said):
+        save_adapter(tmp_path, saved, lora_dropout=0.1)
+    save_adapter(tmp_path, saved)
+    for dropout in (0, 0.0, None, 0.1):
+        rewritten(tmp_path, lambda tensors: tensors, lora_dropout=dropout)
+        if not dropout:
+            assert load_adapter(tmp_path).keys() == saved.keys()
+    said = "lora_dropout is 0.1, but target_parameters has adapters: PEFT refuses both"
     with refused(f"'{tmp_path / CONFIG}': {said}"):
         load_adapter(tmp_path)

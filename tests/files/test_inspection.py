@@ -90,6 +90,7 @@ def test_memory_is_linear_in_the_factors(shape):
     assert values[0] == pytest.approx(math.sqrt(A.shape[1] * B.shape[0]) * shape[0])
 
 
+@pytest.mark.filterwarnings("ignore:.* change no weight:UserWarning")  # a product of zero too
 @pytest.mark.parametrize(
     ("A", "B", "values", "shares"),
     [

@@ -106,6 +106,7 @@ NAMED = {  # of each module its layer, and by PEFT's names the shapes of A, of B
 }
 
 
+@pytest.mark.filterwarnings("ignore:.* change no weight:UserWarning")  # a start is saved
 @pytest.mark.parametrize("dora", [False, True])
 @pytest.mark.parametrize("module", NAMED)
 def test_names_and_shapes_are_pefts(tmp_path, module, dora):
@@ -115,6 +116,20 @@ def test_names_and_shapes_are_pefts(tmp_path, module, dora):
     found = {key: array.shape for key, array in tensors_of(tmp_path).items()}
     assert found == {f"{PREFIX}{module}.{name}": shape for name, shape in expected.items()}
     assert config_of(tmp_path)["use_dora"] is dora
+
+
+def test_a_saved_adapter_that_was_not_trained_is_reported(tmp_path):
+    """By its change of weight; a magnitude changes the weight without it."""
+    rng = np.random.default_rng(0)
+    model = adapt(model_of(rng), ["linear", "embedding", "conv2d"], rank=2, alpha=3, rng=rng)
+    for count, path in ((3, "enc.linear"), (2, "enc.embedding"), (1, "conv2d")):
+        said = f"^{count} of the 3 saved adapters, such as '{path}', change no weight: B A is zero, as before "
+        with pytest.warns(UserWarning, match=said):
+            save_adapter(tmp_path, adapters(model), overwrite=True)
+        (adapters(model)[path].lora_A if path == "enc.embedding" else adapters(model)[path].lora_B)[:] = 1
+    save_adapter(tmp_path, adapters(model), overwrite=True)
+    dora = adapt(model_of(rng), ["linear"], rank=2, alpha=3, rng=rng, use_dora=True)
+    save_adapter(tmp_path, adapters(dora), overwrite=True)
 
 
 def test_a_convolutions_columns_are_channel_first(tmp_path):
@@ -249,7 +264,7 @@ A12, B31 = np.ones((1, 12)), np.ones((3, 1))
     ("layers", "message"),
     [
         ({"a": Adapter(A12, B31, 1), "b": DoRAAdapter(A12, B31, 1, magnitude=np.ones(3))},
-         "use_dora is True for all modules, but 'a' has no lora_magnitude_vector"),
+         "only some of layers have DoRA's magnitude, and PEFT has one use_dora for all: save them in two folders"),
         ({"a": Adapter(A12, B31, 1, kind="conv2d")},
          "layers['a'] has in = 12 and the kernel (), which do not fit its kind of layer, 'conv2d'"),
         ({"a": Adapter(A12, B31, 1, kind="conv2d", kernel=(3,))},

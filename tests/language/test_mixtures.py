@@ -125,6 +125,7 @@ def test_a_mixture_keeps_the_sum_of_the_table():
     assert training_memory(config, tokens=1)["activations"] // 2 == dense + mixed + inputs + products
 
 
+@pytest.mark.filterwarnings("ignore:.* change no weight:UserWarning")  # a start is saved
 def test_adapters_of_a_mixture_are_not_written_for_llama_cpp(tmp_path):
     pytest.importorskip("gguf")
     model = tiny_mixture()

@@ -13,6 +13,8 @@ import heads
 import numbered
 import pytest
 
+import minilora
+
 from ..packaging import test_structure
 
 ROOT = Path(__file__).parents[2]
@@ -23,6 +25,16 @@ def test_every_module_stands_in_the_list_of_the_api():
     page = (ROOT / "docs" / "library" / "api.md").read_text(encoding="utf-8")
     assert {"minilora.lora", "minilora.files", "minilora.files.merge"} <= api.modules().keys()
     assert f"{api.table()}\n" in page, "python docs/_ext/pages.py --write docs/library/api.md adds the line"
+
+
+def test_the_api_page_shows_each_public_name_with_its_parameters():
+    page = (ROOT / "docs" / "library" / "api.md").read_text(encoding="utf-8")
+    assert f"{api.names()}\n" in page, "python docs/_ext/pages.py --write docs/library/api.md writes them"
+    for name in minilora.__all__:
+        value = getattr(minilora, name)
+        assert not callable(value) or f"[`{name}{'' if isinstance(value, type) else '('}" in page
+    assert "[`adapt(model, target_modules, *, rank, alpha, rng, use_rslora=False" in page
+    assert "loss=mse" in page
 
 
 STATED = {label: page for page in PAGES for label in re.findall(r"^<!-- equation (\S+)", page.read_text("utf-8"), re.M)}

@@ -126,7 +126,7 @@ def test_lora_stands_beside_another_layer():
     vera = with_vera(["fc1"])
     both = adapt(vera, ["fc2"], rank=2, alpha=4, rng=RNG(6))
     assert {path: type(adapter) for path, adapter in adapters(both).items()} == {"fc1": VeRA, "fc2": Adapter}
-    assert list(both.trainable()) == ["fc2.lora_A", "fc2.lora_B"]
+    assert list(both.trainable()) == [*vera.trainable(), "fc2.lora_A", "fc2.lora_B"]  # as in PEFT, both train
     with pytest.raises(ValueError, match="names no layer without an adapter"):
         adapt(vera, ["fc1"], rank=2, alpha=4, rng=RNG(6))
     with pytest.raises(ValueError, match="not layers without an adapter"):

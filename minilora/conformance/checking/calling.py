@@ -143,7 +143,8 @@ class Watch:
         try:
             array = np.array(self.reorient(name, value))
         except Exception as error:  # PyTorch raises for a tensor that requires a gradient, or is bfloat16
-            hint = "; with PyTorch, return y.detach().float().numpy()" if _is_of_torch(value) else ""
+            of_torch = type(value).__module__.partition(".")[0] == "torch"
+            hint = "; with PyTorch, return y.detach().float().numpy()" if of_torch else ""
             raise NoAnswer(
                 f"returns {describe_type(value)}, not an array: {error_text(error).rstrip('.')}{hint}"
             ) from None
@@ -162,10 +163,6 @@ def _arrays_in(name: str, value: Any) -> list[tuple[str, np.ndarray]]:
 def _changed(inputs: Arrays, copies: Arrays) -> str:
     """Return the name of the first array that differs from its copy; empty if none does."""
     return next((name for name, copy in copies.items() if not np.array_equal(inputs[name], copy)), "")
-
-
-def _is_of_torch(value: Any) -> bool:
-    return type(value).__module__.partition(".")[0] == "torch"
 
 
 def describe_type(value: Any) -> str:

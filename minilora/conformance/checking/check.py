@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from inspect import signature
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -68,7 +70,7 @@ def check(implementation: Any, *, dtype: str | None = None, name: str | None = N
 def _check_kind(implementation: Any, name: str, dtype: str | None, kind: Kind) -> KindReport:
     """Check an object's functions for one kind of layer."""
     if not any(callable(getattr(implementation, function, None)) for function in kind.needed):
-        raise CannotRun(f"{name} has {kind.missing_functions}")
+        raise CannotRun(f"{name} has {kind.missing_functions}{_elsewhere(implementation, kind.needed[0])}")
     if isinstance(implementation, type) and _takes_self(getattr(implementation, kind.needed[0], None)):
         raise CannotRun(f"{name} is a class; pass an instance of it: {implementation.__name__}(...)")
     wanted, kind = declared_dtype(kind, implementation, name, dtype), kind.of(implementation)
@@ -79,6 +81,16 @@ def _check_kind(implementation: Any, name: str, dtype: str | None, kind: Kind) -
     if wanted is None and answered in UNIT and report.claims.get("forward") != "ok":  # a float64 output means float64
         return _judge(Watch(implementation, kind), name, answered, formulas, problems)
     return report
+
+
+def _elsewhere(implementation: Any, function: str) -> str:
+    """Suggest an object in a module that has the function, or the file that adapts a layer of torch."""
+    for name, value in vars(implementation).items() if isinstance(implementation, ModuleType) else ():
+        if any(cls.__module__.startswith("torch.nn.") for cls in getattr(value, "__mro__", type(value).__mro__)):
+            return f"; {name} is a layer of torch, which functions in the file of `conformance --start torch` can call"
+        if callable(getattr(value, function, None)) and not (name[0] == "_" or isinstance(value, (type, ModuleType))):
+            return f"; its object {name} has: check {Path(implementation.__file__ or '').name}:{name}"
+    return ""
 
 
 def _takes_self(function: Any) -> bool:

@@ -24,7 +24,7 @@ from ..problems.problem import ROW_ARRAYS, Arrays
 from ..problems.tolerance import Trial, drawn, round_to
 from .calling import Watch, as_choice, describe_type, forward, reply_to
 from .describing import wrong_array
-from .kindreport import NOT_OFFERED, REFUSED
+from .kindreport import CANNOT_BE_TOLD, NOT_OFFERED, REFUSED
 from .places import error_text, line_of
 
 ClaimVerdict = str | Diagnosis
@@ -287,7 +287,7 @@ def memory_order(watch: Watch, trial: Trial, dtype: str, right: Set[str]) -> str
         verdicts.append(_wrong_among(reply_to(quiet, trial), trial, right, f"for arrays {words},"))
         for function in quiet.failed.keys() - watch.failed.keys():
             watch.notes.setdefault("memory order", f"{words} {function} {quiet.first_failure(function)}")
-    return max(verdicts, key=lambda verdict: (verdict not in ("ok", REFUSED), verdict == "ok"))
+    return max(verdicts, key=lambda verdict: (verdict not in ("ok", REFUSED, CANNOT_BE_TOLD), verdict == "ok"))
 
 
 def more_axes(watch: Watch, trial: Trial, dtype: str, right: Set[str]) -> str:
@@ -302,33 +302,33 @@ def more_axes(watch: Watch, trial: Trial, dtype: str, right: Set[str]) -> str:
 
     axes = replace(rows, arrays=split(rows.arrays), right=split(rows.right), sizes=split(rows.sizes))
     reply = reply_to(Watch(watch.functions, watch.kind), axes)
-    fit = {key: a for key, a in reply.items() if a.shape == axes.right[key].shape}
-    return _wrong_among(fit, axes, right - {"merged"}, "for rows with two axes")
+    fit = {key: a for key, a in reply.items() if a.shape == axes.right[key].shape and key != "merged"}
+    return _wrong_among(fit, axes, right, "for rows with two axes")
 
 
 def no_rows(watch: Watch, trial: Trial, dtype: str, right: Set[str]) -> str:
     """Check that an empty batch gives an empty output, and gradients of zero."""
     empty = replace(trial, arrays={which: a[:0] if which in ROW_ARRAYS else a for which, a in trial.arrays.items()})
-    reply = {key: a for key, a in reply_to(Watch(watch.functions, watch.kind), empty).items() if key in right}
+    reply = reply_to(Watch(watch.functions, watch.kind), empty)
     reply.pop("merged", None)
-    for key, a in reply.items():
+    for key, a in ((key, a) for key, a in reply.items() if key in right):
         if a.size if key in ROW_ARRAYS else a.any():  # NaN is not zero either
             said = f"has shape {a.shape}" if key in ROW_ARRAYS else "is not zero"
             return f"for an empty batch {QUANTITIES[key]} {said}"
-    return "ok" if reply else REFUSED
+    return _verdict(reply, right)
 
 
 def alpha_of_0(watch: Watch, trial: Trial, dtype: str, right: Set[str]) -> ClaimVerdict:
     """Check that the update is zero for an alpha of 0, unless the declared scaling does not contain alpha."""
     zero = drawn(replace(trial.problem, alpha=0.0), dtype, trial.formulas)
-    reply = {key: a for key, a in reply_to(Watch(watch.functions, watch.kind), zero).items() if key in right}
+    reply = reply_to(Watch(watch.functions, watch.kind), zero)
     world = World(
         cases=[zero],
         answers=lambda trial, parts: trial.answer(**parts) if parts else trial.right,
         allowed=lambda trial, key, parts: trial.allowed(trial.size(**parts)[key]),
         table=bugs_of(watch.kind.name, ("alpha of 0",)),
     )
-    wrong, found = name(world, [reply])
+    wrong, found = name(world, [{key: a for key, a in reply.items() if key in right}])
     explained = {key for named in found[:1] for key in named.explains}
     if wrong and wrong == explained:
         return _known(found[0].wrongs[0])
@@ -363,12 +363,16 @@ def row_of_zeros(watch: Watch, trial: Trial, dtype: str, right: Set[str]) -> Cla
 
 
 def _wrong_among(reply: Arrays, trial: Trial, right: Set[str], where: str) -> str:
-    """Return the verdict on answers that are right elsewhere: "ok", "refused", or what is wrong."""
-    judged = [key for key in reply if key in right]
-    for key in judged:
-        if not trial.agrees(key, reply[key]):
+    """Return the verdict on answers that are right elsewhere: "ok", "refused", "cannot be told", or what is wrong."""
+    for key in reply:
+        if key in right and not trial.agrees(key, reply[key]):
             return f"{where} {QUANTITIES[key]} {wrong_array(key, reply[key], trial)}"
-    return "ok" if judged else REFUSED
+    return _verdict(reply, right)
+
+
+def _verdict(reply: Arrays, right: Set[str]) -> str:
+    """Return the verdict on answers without a mistake: those that are wrong elsewhere cannot tell."""
+    return REFUSED if not reply else CANNOT_BE_TOLD if right.isdisjoint(reply) else "ok"
 
 
 # --- all of them ----------------------------------------------------------------------------------

@@ -163,6 +163,9 @@ def _rule(expected: Mapping[Problem, float], factors: Factors) -> str:
     times = [factors[problem].value / s for problem, s in expected.items() if s]
     if times and np.abs(np.subtract(times, 1)).max() < 4 * UNIT["float32"]:
         return "; it is the right one in single precision"
+    for width in ("in", "out"):
+        if not any(factors[p].differs_from(p.alpha / getattr(p, f"{width}_features")) for p in expected):
+            return f"; it is alpha / {width} instead of alpha / r: is the rank read from another axis?"
     if len(times) > 1 and np.ptp(times) < 1e-5 * abs(times[0]):
         return f"; it is {times[0]:.6g} times the right one"
     return ""

@@ -31,6 +31,9 @@ from ..config import LlamaConfig
 from .gguf import ARCHITECTURES, gguf_tensor
 from .weights import open_llama
 
+EXPORTED = rb"GGUF.{12}\x04\0{7}.*adapter\.lora\.alpha"
+"""A pattern for the files that `export_adapter` writes: other programs write more than these four settings."""
+
 
 def export_adapter(adapter: str | Path, model: str | Path, out: str | Path) -> list[str]:
     """Convert an adapter in PEFT's layout to llama.cpp's format, in float32, and return its tensors' names."""

@@ -20,10 +20,11 @@ from ...adaptation import adapters, attach, is_adapted, merge
 from ...backend import backend_of
 from ...checks import Array, check_instance, check_path, dtype_name
 from ...extras import needed
-from ...files.adapters import load_adapter
+from ...files.adapters import read_adapters
 from ...files.disk import check_new_folder, model_format, synced, written_folder
 from ...files.experts import EXPERT_PARTS, MIXTRAL, MIXTRAL_MLP
 from ...files.modelfolder import FURTHER_TEMPLATES, companions, copy_companions
+from ...files.peft import MERGED_KEY, AdapterFolder
 from ...files.tensors import MODEL_CONFIG, SINGLE_NAME, write_tensors
 from ...layer import walk
 from ...layers.quantized import QuantizedLinear
@@ -40,13 +41,14 @@ from .nf4files import nf4_tensors, quantization_config
 from .tokens import TOKENIZER_FILE, TOKENIZER_SETTINGS, read_gguf_tokenizer
 
 
-def save_llama(model: Llama, folder: str | Path) -> None:
+def save_llama(model: Llama, folder: str | Path, *, metadata: Mapping[str, str] | None = None) -> None:
     """Write config.json and model.safetensors into a folder, which appears only when it is complete.
 
     `model` must have no adapters: save them separately with `minilora.save_adapter`, or merge them with
     `minilora.merge`. The folder must be new or empty. Tokenizer, chat template and further files are copied from the
     folder that the model was loaded from, or converted from a .gguf file's metadata to transformers' format. If they
     can no longer be read or converted, that is a FileRefused; without ``model.source`` only the weights are written.
+    `metadata` is added to that of the tensors.
 
     A folder that is not empty or cannot be created is a ValueError. So is a model that has adapters, NaN or infinity,
     or rotary frequencies that config.json cannot express. Anything but a model is a TypeError.
@@ -68,14 +70,16 @@ def save_llama(model: Llama, folder: str | Path) -> None:
         with synced(part / MODEL_CONFIG) as file:
             file.write(as_json(config))
         with synced(part / SINGLE_NAME) as file:
-            write_tensors(file, tensors, {"format": "pt"})
+            write_tensors(file, tensors, {"format": "pt"} | dict(metadata or {}))
 
 
 def merge_gguf(base: str | Path, adapter: str | Path, folder: str | Path) -> Mapping[str, LoRA]:
     """Write a .gguf model with an adapter merged into it as a folder in float32; return the adapters by path."""
     check_new_folder("folder", check_path("folder", folder))
-    changes = load_adapter(adapter, dtype="float32")
-    save_llama(merge(attach(Llama.load(base), changes)), folder)
+    opened = AdapterFolder.open(check_path("adapter", adapter))
+    opened.warn_of_base()
+    changes = read_adapters(opened, dtype="float32")
+    save_llama(merge(attach(Llama.load(base), changes)), folder, metadata={MERGED_KEY: opened.file.digest()})
     return changes
 
 

@@ -1,9 +1,10 @@
 """The suite itself: it passes what is right, fails what is wrong, and says what it sees."""
 
 import json
+import re
 from dataclasses import replace
 from itertools import cycle
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from minilora.conformance import CannotRun, check
 from minilora.conformance.checking.claims import EDGES
 from minilora.conformance.checking.contract import ids
-from minilora.conformance.checking.kindreport import REFUSED, STATES, KindReport
+from minilora.conformance.checking.kindreport import CANNOT_BE_TOLD, REFUSED, STATES, KindReport
 from minilora.conformance.problems import Problem
 from minilora.conformance.problems.formulas import RIGHT_FORMULAS
 from minilora.conformance.problems.kinds import DECLARED, KINDS
@@ -191,6 +192,53 @@ def test_what_is_declared_must_be_known(name, value, said):
         with pytest.raises(CannotRun) as refused:
             ids(beside_forward(kinds=value))
         assert str(refused.value) == said.replace("thing", "it")
+
+
+def test_an_answer_that_is_wrong_before_is_not_called_refused():
+    """It was given: a forward that does not divide alpha answers for more axes and no rows, which cannot be judged."""
+
+    def forward(x, weight, bias, lora_A, lora_B, alpha):
+        return PLAIN.forward(x, weight, bias, lora_A, lora_B, alpha * len(lora_A))
+
+    def plain(x, *layer):
+        if x.ndim != 2 or not len(x):
+            raise ValueError("not these")
+        return forward(x, *layer)
+
+    for answers, said in ((forward, CANNOT_BE_TOLD), (plain, REFUSED)):
+        claims = check(beside_forward(forward=answers, merge=PLAIN.merge)).claims
+        assert (claims["more axes"], claims["no rows"], claims["memory order"]) == (said, said, "ok")
+
+
+@pytest.mark.parametrize("width", ["in", "out"])
+def test_a_width_in_the_place_of_the_rank_is_named(width):
+    def forward(x, weight, bias, lora_A, lora_B, alpha):
+        n_out, n_in = weight.shape
+        return PLAIN.forward(x, weight, bias, lora_A, lora_B, alpha * len(lora_A) / (n_in if width == "in" else n_out))
+
+    (found,) = check(beside_forward(forward=forward)).found
+    assert f"; it is alpha / {width} instead of alpha / r: is the rank read from another axis?" in found.says
+
+
+def test_an_object_of_a_module_is_suggested():
+    """Not a class, a module or a private name; of a layer of torch, the file that can call it."""
+    module = ModuleType("mine")
+    module.__file__ = "/there/mine.py"
+    vars(module).update(Mine=type(PLAIN), other=ModuleType("other"), _mine=PLAIN)
+    module.other.forward = PLAIN.forward
+    said = "mine has no function forward(x, weight, bias, lora_A, lora_B, alpha)"
+    of_torch = type("Layer", (type("Module", (), {"__module__": "torch.nn.modules.module", "forward": print}),), {})
+    layer = "a layer of torch, which functions in the file of `conformance --start torch` can call"
+    for name, value, hint in (
+        ("", None, ""),
+        ("mine", PLAIN, "; its object mine has: check mine.py:mine"),
+        ("Layer", of_torch, f"; Layer is {layer}"),
+        ("layer", of_torch(), f"; layer is {layer}"),
+    ):
+        given = ModuleType("mine")
+        vars(given).update(vars(module) | ({name: value} if name else {}))
+        with pytest.raises(CannotRun, match=f"^{re.escape(said + hint)}$"):
+            check(given)
 
 
 def test_an_error_is_the_largest_beside_the_largest_entry():

@@ -162,13 +162,15 @@ REFUSED = {
 @pytest.mark.parametrize("reason", REFUSED)
 def test_what_such_a_file_cannot_hold_is_refused_by_name(model_dir, tmp_path, reason, shell):
     save_adapter(tmp_path / "a", REFUSED[reason])
+    save_adapter(tmp_path / "sound", of(Q))
     out = tmp_path / "a.gguf"
-    out.write_bytes(b"as it was")
+    export_adapter(tmp_path / "sound", model_dir, out)
+    before = out.read_bytes()
     command = ["export", tmp_path / "a", "--model", model_dir, "-o", out]
     assert shell.refused(*command) == f"-o {str(out)!r} already exists: choose another path, or pass --overwrite"
     assert shell.refused(*command, "--overwrite") == f"'{tmp_path}/a': {reason}"
-    assert out.read_bytes() == b"as it was"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "a.gguf"]
+    assert out.read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "a.gguf", "sound"]
 
 
 @pytest.mark.parametrize("path", ["model.embed_tokens", "lm_head"])
