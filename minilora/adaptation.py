@@ -22,17 +22,7 @@ from typing import Any
 import numpy as np
 
 from .backend import backend_of
-from .checks import (
-    RECAST,
-    check_choice,
-    check_flag,
-    check_instance,
-    check_sizes,
-    dtype_name,
-    kind_of,
-    restoring_rng,
-    warn_of_rank,
-)
+from .checks import RECAST, check_choice, check_flag, check_instance, check_sizes, kind_of, restoring_rng, warn_of_rank
 from .layer import Layer, check_model, first_array, members_besides, rebuild, walk
 from .layers.embedding import Embedding
 from .layers.quantized import FrozenQuantizedLinear
@@ -123,7 +113,7 @@ def adapt(
         return over(base, with_magnitude(_matrix(base), adapter, dora_norm) if use_dora else adapter)
 
     like: Any = first_array(_matrix(next(iter(targets.values()))))
-    if dtype_name(like) not in ("float32", "float64"):
+    if str(like.dtype) not in ("float32", "float64"):
         convert = RECAST.format(name="model", dtype="float32")
         raise TypeError(f"model has dtype {like.dtype}, in which adapters cannot be trained: convert it with {convert}")
     with restoring_rng(rng):

@@ -7,17 +7,7 @@ from contextlib import nullcontext, suppress
 from typing import Any
 
 from ..texts import printable
-from .console import (
-    Defaults,
-    add_backend,
-    check_plot,
-    chosen_backend,
-    path,
-    say,
-    say_how_to_resume,
-    say_interrupted,
-    write_figure,
-)
+from . import console
 
 RUN_SETTINGS = ("rank", "alpha", "epochs", "batch_size", "lr", "seed", "dtype", "checkpoint")
 """The options that `minilora.article.run` accepts under the same names."""
@@ -32,7 +22,7 @@ def add(commands: Any) -> None:
             "Pre-train a full-rank linear layer, shift the task by a change of rank 1, learn the change with LoRA, "
             "and merge it. Print the losses next to the article's, and what was learned."
         ),
-        formatter_class=Defaults,
+        formatter_class=console.Defaults,
     )
     option = parser.add_argument
     option("--rank", type=int, default=1, metavar="R", help="rank of the adapter: its parameters are R x (in + out)")
@@ -44,11 +34,14 @@ def add(commands: Any) -> None:
     option("--lr", type=float, default=1e-3, help="Adam's learning rate")
     option("--seed", type=int, default=0, metavar="N", help="seed of the data, the initialisation and the batches")
     option("--dtype", choices=["float32", "float64"], default="float32", help="dtype of all arrays")
-    add_backend(parser)
+    console.add_backend(parser)
     option(
-        "--plot", metavar="FILE", type=path, help="plot losses, learned change and singular values (.png, .svg, .pdf)"
+        "--plot",
+        metavar="FILE",
+        type=console.path,
+        help="plot losses, learned change and singular values (.png, .svg, .pdf)",
     )
-    option("--save", metavar="DIR", type=path, help="write the adapter to this folder, in PEFT's layout")
+    option("--save", metavar="DIR", type=console.path, help="write the adapter to this folder, in PEFT's layout")
     option(
         "--overwrite",
         action="store_true",
@@ -57,7 +50,7 @@ def add(commands: Any) -> None:
     option(
         "--checkpoint",
         metavar="FILE",
-        type=path,
+        type=console.path,
         help="save the training state of the base and of the adapter after every epoch, to this file and one next to "
         "it; rerun the command to resume",
     )
@@ -74,7 +67,7 @@ def run(options: argparse.Namespace) -> int:
 
     keep_pages()
     check_number("alpha", options.alpha, above=MIN_ALPHA, below=MAX_ALPHA)  # before the training rather than after it
-    check_plot(options.plot)
+    console.check_plot(options.plot)
     check_new_file("plot file", options.plot, options.overwrite, FIGURE_PATTERN)
     if options.save:
         with requiring("--save"):
@@ -84,7 +77,7 @@ def run(options: argparse.Namespace) -> int:
         check_no_adapter(options.save, options.overwrite)
         check_own_adapter(options.save)
     if progress := _kept(options):
-        say(f"the checkpoint is at {progress}")
+        console.say(f"the checkpoint is at {progress}")
 
     def tell(text: str) -> None:
         """Print text without buffering; with --save, ignore a closed pipe, so that the adapter is still saved."""
@@ -93,11 +86,11 @@ def run(options: argparse.Namespace) -> int:
 
     try:
         settings = {name: getattr(options, name) for name in RUN_SETTINGS}
-        result = article.run(**settings, backend=chosen_backend(options.backend), tell=tell)
+        result = article.run(**settings, backend=console.chosen_backend(options.backend), tell=tell)
     except KeyboardInterrupt:
-        say_interrupted()
+        console.say_interrupted()
         if progress := _kept(options):
-            say_how_to_resume(f"{progress} is saved", options.typed)
+            console.say_how_to_resume(f"{progress} is saved", options.typed)
         return 130
     if options.save:
         save_adapter(options.save, {"fc": result.adapter}, overwrite=True)
@@ -105,7 +98,7 @@ def run(options: argparse.Namespace) -> int:
     if options.plot:
         from . import figures
 
-        write_figure(figures.plot_article(result), options.plot)
+        console.write_figure(figures.plot_article(result), options.plot)
     return 0
 
 

@@ -8,22 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from ..language.recipe import ADAPTER_DEFAULTS, OPTION_GROUPS, Recipe, option_name
-from .console import (
-    Defaults,
-    add_backend,
-    add_model,
-    add_quantize,
-    check_plot,
-    chosen_backend,
-    limit_blas,
-    path,
-    say,
-    say_how_to_resume,
-    say_interrupted,
-    write_figure,
-)
+from . import console
 
-SHARED_OPTIONS = {"model": add_model, "quantize": add_quantize, "backend": add_backend}
+SHARED_OPTIONS = {"model": console.add_model, "quantize": console.add_quantize, "backend": console.add_backend}
 """Options shared with other commands."""
 
 
@@ -40,14 +27,14 @@ def add(commands: Any) -> None:
             'template, with the loss on the assistant\'s turns; or {"text": ...}.'
         ),
         epilog="example: minilora finetune notes.txt --model smollm2 --save my-notes",
-        formatter_class=Defaults,
+        formatter_class=console.Defaults,
     )
     by_name = {field.name: field for field in fields(Recipe)}
     for title, names in OPTION_GROUPS.items():
         group = parser.add_argument_group(title)
         for name in names:
             _add_option(group, by_name[name])
-    parser.set_defaults(command=run, before_numpy=limit_blas)
+    parser.set_defaults(command=run, before_numpy=console.limit_blas)
 
 
 def _add_option(group: Any, field: Field[Any]) -> None:
@@ -58,7 +45,7 @@ def _add_option(group: Any, field: Field[Any]) -> None:
     elif field.default is False:
         group.add_argument(option_name(field.name), action="store_true", help=settings["help"])
     else:
-        read = path if settings["type"] is Path else settings["type"]
+        read = console.path if settings["type"] is Path else settings["type"]
         more = {**{name: settings[name] for name in ("metavar", "choices", "help")}, "type": read}
         if field.name == "text":
             group.add_argument("text", **more)
@@ -78,20 +65,20 @@ def run(options: argparse.Namespace) -> int:
     recipe = Recipe(**asked)
     keep_pages()
     try:
-        check_plot(recipe.plot, [*inputs(recipe), *further_outputs(recipe)])
-        table = finetune(recipe, chosen_backend(recipe.backend))
+        console.check_plot(recipe.plot, [*inputs(recipe), *further_outputs(recipe)])
+        table = finetune(recipe, console.chosen_backend(recipe.backend))
     except KeyboardInterrupt:
-        say_interrupted()
+        console.say_interrupted()
         say_what_is_saved(recipe, options.typed)
         return 130
     except OSError as error:  # such as a full disk
-        say(str(error))
+        console.say(str(error))
         say_what_is_saved(recipe, options.typed)
         return 2
     if recipe.plot is not None:
         from . import figures
 
-        write_figure(figures.plot_learning(table.rows, table.each_step()), recipe.plot)
+        console.write_figure(figures.plot_learning(table.rows, table.each_step()), recipe.plot)
     return 0
 
 
@@ -100,9 +87,9 @@ def say_what_is_saved(recipe: Recipe, typed: list[str]) -> None:
     from ..language.finetune import run_to_resume
     from ..language.source import ModelSource
 
-    stopped = run_to_resume(recipe, ModelSource(recipe.model), chosen_backend(recipe.backend))
+    stopped = run_to_resume(recipe, ModelSource(recipe.model), console.chosen_backend(recipe.backend))
     if stopped is None:
-        say(f"nothing is saved in {recipe.checkpoint_path} yet")
+        console.say(f"nothing is saved in {recipe.checkpoint_path} yet")
     else:
         steps = None if recipe.epochs else recipe.resolved(stopped.notes["numbers"]).steps
-        say_how_to_resume(f"{stopped.place(steps)} is saved in {recipe.checkpoint_path}", typed)
+        console.say_how_to_resume(f"{stopped.place(steps)} is saved in {recipe.checkpoint_path}", typed)

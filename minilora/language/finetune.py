@@ -22,19 +22,9 @@ from ..checks import MAX_ALPHA, MIN_ALPHA, Array, check_integer, check_number
 from ..fast.accumulation import accumulate
 from ..fast.threads import core_count
 from ..fast.widths import by_width
+from ..files import disk
 from ..files.adapters import check_adapter_target, check_no_adapter, check_own_adapter, save_adapter
 from ..files.checkpoint import CheckpointError
-from ..files.disk import (
-    FIGURE_PATTERN,
-    TENSORS_PATTERN,
-    check_file,
-    check_new_file,
-    check_replaceable,
-    check_writable,
-    check_written_here,
-    refuse_inputs,
-    written_whole,
-)
 from ..files.patterns import are_named, within_time
 from ..files.peft import CONFIG_NAME, WEIGHTS_NAME
 from ..layer import parameter_count, walk
@@ -130,7 +120,7 @@ def run_to_resume(recipe: Recipe, source: ModelSource, backend: Backend) -> Stop
         hint = "start afresh with --overwrite" if recipe.checkpoint is None else "delete this one to start afresh"
         if recipe.checkpoint is not None or not recipe.overwrite:
             raise CheckpointError(f"{error}, or {hint}") from None
-        check_written_here("the checkpoint", recipe.checkpoint_path, TENSORS_PATTERN)
+        disk.check_written_here("the checkpoint", recipe.checkpoint_path, disk.TENSORS_PATTERN)
         return None
     return stopped
 
@@ -140,8 +130,8 @@ def check_existing_outputs(recipe: Recipe, stopped: StoppedRun | None) -> None:
     saved, own = (stopped.notes["saved"], stopped.notes["wrote"]) if stopped else ([], [])
     check_no_adapter(recipe.save, recipe.overwrite or digest_of_adapter(recipe.save) in saved)
     check_own_adapter(recipe.save)
-    for what, path, pattern in (("log", recipe.log, LOG_PATTERN), ("plot file", recipe.plot, FIGURE_PATTERN)):
-        check_new_file(what, path, recipe.overwrite or (path is not None and str(real(path)) in own), pattern)
+    for what, path, pattern in (("log", recipe.log, LOG_PATTERN), ("plot file", recipe.plot, disk.FIGURE_PATTERN)):
+        disk.check_new_file(what, path, recipe.overwrite or (path is not None and str(real(path)) in own), pattern)
 
 
 def default_workers(backend: Backend) -> int:
@@ -162,7 +152,7 @@ def check_recipe(recipe: Recipe) -> None:
     if isinstance(recipe.valid, float) and not 0 < recipe.valid <= 0.5:
         raise ValueError(f"valid must be a share above 0 and at most 0.5, or a file, got {recipe.valid}")
     if isinstance(recipe.valid, Path):
-        refuse_inputs("valid", recipe.valid, [(recipe.text, "the text to train on")])
+        disk.refuse_inputs("valid", recipe.valid, [(recipe.text, "the text to train on")])
     if recipe.adapter is not None:
         brought = ("rank", "alpha", "target_modules", "target_parameters", "use_rslora", "use_dora")
         names = [option_name(name) for name in brought if getattr(recipe, name) not in (None, False)]
@@ -199,13 +189,13 @@ def check_output_paths(recipe: Recipe) -> None:
     to_write = further_outputs(recipe)
     check_adapter_target(recipe.save)
     if recipe.model is not None:
-        refuse_inputs("save", recipe.save, [(recipe.model, "the model's folder")])
-    refuse_inputs("the checkpoint", recipe.checkpoint_path, adapter)
-    check_writable(recipe.checkpoint_path.parent)
-    check_replaceable(recipe.checkpoint_path)
+        disk.refuse_inputs("save", recipe.save, [(recipe.model, "the model's folder")])
+    disk.refuse_inputs("the checkpoint", recipe.checkpoint_path, adapter)
+    disk.check_writable(recipe.checkpoint_path.parent)
+    disk.check_replaceable(recipe.checkpoint_path)
     taken = [*read, *adapter]
     for path, what in to_write:
-        check_file(what, path, taken)
+        disk.check_file(what, path, taken)
         taken.append((path, what))
 
 
@@ -284,8 +274,8 @@ def write_skipped(path: Path, skipped: Sequence[BadLine], overwrite: bool) -> No
     records = ({"file": bad.file, "line": bad.number, "reason": bad.reason, "content": bad.text} for bad in skipped)
     lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records).encode()
     if not (path.exists() and path.read_bytes() == lines):
-        check_new_file("file of skipped lines", path, overwrite, SKIPPED_PATTERN)
-    with written_whole(path) as file:
+        disk.check_new_file("file of skipped lines", path, overwrite, SKIPPED_PATTERN)
+    with disk.written_whole(path) as file:
         file.write(lines)
 
 

@@ -161,7 +161,7 @@ def test_an_unknown_option_names_the_one_that_is_meant(shell, typed, hint):
     assert said == f"unrecognized arguments: {typed}{hint} (try 'minilora finetune --help')"
 
 
-def test_an_option_of_another_program_gets_its_name_here():
+def test_names_of_other_programs_lead_to_options_of_ours():
     known = {option_name(field.name) for field in fields(Recipe)}
     assert {*OTHER_NAMES.values()} <= known
     assert not known & OTHER_NAMES.keys()

@@ -138,7 +138,7 @@ BLAS_THREADS = [f"{blas}_NUM_THREADS" for blas in ("OPENBLAS", "OMP", "MKL", "BL
 def test_finetune_has_one_thread_where_numpy_will_read_it(loaded, monkeypatch):
     for name in BLAS_THREADS:
         monkeypatch.setenv(name, "3")
-    monkeypatch.setattr("minilora.cli.finetune.chosen_backend", lambda name: {}[name])
+    monkeypatch.setattr("minilora.cli.console.chosen_backend", lambda name: {}[name])
     if not loaded:
         monkeypatch.delitem(sys.modules, "numpy")
     with pytest.raises(KeyError):
