@@ -26,6 +26,7 @@ from ..files.dtypes import FLOATS
 from ..files.modelfolder import EMBEDDING, HEAD, HEAD_WEIGHT
 from ..files.peft import CONFIG_NAME
 from ..files.placement import MULTIMODAL, PREFIX_ALIASES
+from ..files.tensors import MODEL_CONFIG
 from ..texts import FileRefused, short
 from .changes import changed_rows, unit_in, updates
 from .findings import WRONG
@@ -214,10 +215,9 @@ class Comparer:
         """Compare what is no tensor: the configurations, the size of the vocabulary, the numbering of experts."""
         base, merged, result = self.landing.model, self.merged, self.result
         wrong, result.settings = other_settings(base, merged)
-        for text in wrong:
-            result.others[f"config.json: {text}"] = Verdict(
-                WRONG, "config-differs", "config.json computes something else"
-            )
+        if wrong:
+            text = f"{', '.join(wrong[:3])}, so the model computes something else"
+            result.others[MODEL_CONFIG] = Verdict(WRONG, "config-differs", text)
         if os.path.exists(merged.path / CONFIG_NAME) and not os.path.exists(base.path / CONFIG_NAME):
             text = "a file of an adapter, which transformers applies to the model once more"
             result.others[CONFIG_NAME] = Verdict(WRONG, "adapter-beside", text)

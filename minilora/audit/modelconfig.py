@@ -54,38 +54,42 @@ def other_settings(base: ModelHeaders, merged: ModelHeaders) -> tuple[list[str],
         return [], ["the file is missing"]
     ours, theirs = _as_read(base.config), _as_read(merged.config)
     if ours is None or theirs is None:
-        ours, theirs = dict(_one_by_one(base.config)), dict(_one_by_one(merged.config))
+        ours, theirs = ({"is_causal": True, **dict(_one_by_one(model.config))} for model in (base, merged))
     wrong: list[str] = []
     beside: list[str] = []
     for name in dict.fromkeys([*ours, *theirs]):
         one, other = (settings.get(name, MISSING) for settings in (ours, theirs))
         if one != other and not (one in (None, MISSING) and other in (None, MISSING)):
             shown = [x if x is MISSING else short(x, 40) for x in (other, one)]
-            text = name if name == "frequencies" else f"{name} is {shown[0]} instead of {shown[1]}"
+            text = (
+                "other rotary frequencies" if name == "frequencies" else f"{name} is {shown[0]} instead of {shown[1]}"
+            )
             (beside if MISSING in (one, other) or name in HARMLESS else wrong).append(text)
     return wrong, beside
 
 
 def _as_read(config: Mapping[str, Any]) -> dict[str, Any] | None:
     """Return the settings of a decoder as minilora reads them; None if it cannot."""
-    apart = dict.fromkeys((*WINDOW_SETTINGS, "architectures", "quantization_config", TIE))
+    unread = dict.fromkeys((*WINDOW_SETTINGS, "architectures", "quantization_config", TIE))
     try:
-        read = vars(from_json(Path(MODEL_CONFIG), {**config, **apart}))
+        read = vars(from_json(Path(MODEL_CONFIG), {**config, **unread}))
     except (ValueError, TypeError, KeyError):
         return None
     kind, context = read["model_type"], read["max_position_embeddings"]
     window = config.get("sliding_window", MODEL_KINDS[kind].defaults.get("sliding_window"))
     used = config.get("use_sliding_window") is True if kind.startswith("qwen") else kind != "llama"
-    windows = {}
+    windows: dict[str, Any] = {"sliding_window": None}
     if used and type(window) is int and (context is None or window < context):
         windows = {name: config.get(name) for name in WINDOW_SETTINGS[2:]} | {"sliding_window": window}
-    return {name: value for name, value in read.items() if name not in ("rope", "vocab_size", TIE)} | windows
+    mixture = {} if read["mixture"] is None else vars(read["mixture"])
+    apart = ("rope", "vocab_size", "mixture", TIE)
+    return {name: value for name, value in read.items() if name not in apart} | mixture | windows
 
 
 def _one_by_one(config: Mapping[str, Any], start: str = "") -> Iterator[tuple[str, Any]]:
     """Yield the settings that may change what a model computes, those in groups as "group.name"."""
     theta, old, new = (config.get(name) for name in ROPE_SETTINGS)
-    if theta or old or new:  # as transformers 5 writes them
+    if not start.endswith("rope.") and (theta or old or new):  # as transformers 5 writes them
         rope = {"rope_type": "default"} | ({"rope_theta": theta} if theta else {})
         rope |= {name: value for group in (new, old) if isinstance(group, Mapping) for name, value in group.items()}
         rope["rope_type"] = rope.pop("type", rope["rope_type"])

@@ -53,7 +53,9 @@ def summarize(comparison: MergeResult, landing: Landing) -> Summary:
 
 def _undecided(modules: dict[str, Verdict], lost: list[str], skipped: list[str], few: dict[str, str]) -> str:
     if few and not skipped:
-        return f"{listed([*few], 'tensor')} cannot be compared: {next(iter(few.values()))}"
+        return (
+            f"{counted(len(few), 'tensor')} cannot be compared: {next(iter(few.values()))}: {listed([*few], 'tensor')}"
+        )
     if skipped:
         reason = modules[skipped[0]].text
         return f"{len(skipped)} of {counted(len(modules), 'module')} cannot be compared: {reason}"

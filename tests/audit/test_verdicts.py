@@ -151,7 +151,7 @@ TOLD = {
         "modules": Q, "unloaded": {start: ["a", "b"]}} for start in ("base_model.model.", "module.", "_orig_mod.")},
     "WRONG: 1 name in the merged model lacks the model's prefix, so transformers ignores the tensor": {
         "modules": Q, "unloaded": {"": ["a"]}},
-    "UNDECIDED: 'a' cannot be compared: they are quantised": {
+    "UNDECIDED: 1 tensor cannot be compared: they are quantised: 'a'": {
         "modules": Q, "others": {"a": Verdict(SKIPPED, "few-bits", "they are quantised")}},
     f"RIGHT: merged correctly (2 of 2 modules, {EXACT}); experts are numbered 1, 3: transformers reads them in this "
     "order; config.json differs: x": {"modules": Q, "settings": ["x"], "numbering": "1, 3"},
