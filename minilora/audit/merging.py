@@ -40,7 +40,7 @@ from .units import BUFFERS, Matrix, Source, in_memory
 
 NAME_PREFIXES = re.compile(r"^(?:base_model\.|module\.|_orig_mod\.|model\.|transformer\.|language_model\.)+")
 """Matches the prefixes of a wrapped or another model's names, for which transformers finds no module."""
-VOCABULARY = ("embed_tokens", "wte", "word_embeddings", "embed_in", "embed_out", "shared", "lm_head", "decoder")
+TOKEN_TABLES = ("embed_tokens", "wte", "word_embeddings", "embed_in", "embed_out", "shared", "lm_head", "decoder")
 """The names of modules with one row for each token, which may have more rows after a merge."""
 EMBEDDING_WEIGHTS = (f"{EMBEDDING}.weight", "wte.weight")
 ADAPTER_MARKS = (".lora_", "_magnitude_vector", ".base_layer.")
@@ -386,7 +386,7 @@ def change_name(path: str, matrix: int, matrices: int) -> str:
 
 def is_vocabulary(unit: str) -> bool:
     """Return whether a unit has a row for each token."""
-    return unit.rpartition(".")[0].rpartition(".")[2] in VOCABULARY
+    return unit.rpartition(".")[0].rpartition(".")[2] in TOKEN_TABLES
 
 
 def combined(verdicts: list[Verdict]) -> Verdict:

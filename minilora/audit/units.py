@@ -31,7 +31,7 @@ from .headers import GGUF_FLOATS, ModelHeaders
 
 BUFFERS = (".inv_freq", ".masked_bias", ".attn.bias", ".position_ids")
 """Suffixes of buffers, which a save may omit."""
-INTEGERS = ("I64", "BOOL")
+COUNTER_DTYPES = ("I64", "BOOL")
 """Types of counters and masks, which no weight is quantised to."""
 NUMBERS_AT_A_TIME = 1 << 17
 """How many numbers of a matrix are compared at a time."""
@@ -144,7 +144,7 @@ class Source:
     @cached_property
     def coded(self) -> dict[str, str]:
         """The types of few bits whose numbers are not known, such as FP8, with the file that has each."""
-        model, known = self.model, {*FLOATS, *INTEGERS, *(("NF4",) if self.dequantize else ())}
+        model, known = self.model, {*FLOATS, *COUNTER_DTYPES, *(("NF4",) if self.dequantize else ())}
         if model.is_gguf and self.dequantize:
             return {}
         kinds = {self.kind(name): own for name, own in model.names.items() if not name.endswith(BUFFERS)}
