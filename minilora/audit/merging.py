@@ -222,19 +222,16 @@ class Comparer:
             text = "a file of an adapter, which transformers applies to the model once more"
             result.others[CONFIG_NAME] = Verdict(WRONG, "adapter-beside", text)
         if merged.config.get(TIE) is True and HEAD_WEIGHT in self.found and not self.still_tied:
-            text = (
-                "config.json ties the head to the embedding, but the two differ, so programs differ in which they read"
-            )
+            text = "config.json ties the head to the embedding, but they differ, and programs differ in which they read"
             self._note([HEAD_WEIGHT], Verdict(WRONG, "head-not-tied", text))
-        sizes = [text_settings(model).get("vocab_size") for model in (base, merged)]
-        rows = [{n: of[0].shape[0] for n, of in units.items()} for units in (self.landing.source.units, self.found)]
-        more = {n: rows[1][other] - rows[0][n] for n, other in self.names.items() if n in rows[0] and is_vocabulary(n)}
-        expected = {int(sizes[1] or 0) - int(sizes[0] or 0)} if {*map(type, sizes)} == {int} else {*more.values()}
-        if len({*more.values()} | expected) > 1:
-            text = (
-                f"the vocabulary is not of one size: {', '.join(f'{n:+,} rows in {short(u)}' for u, n in more.items())}"
-            )
-            text += f", and vocab_size is {sizes[1]}" if sizes[1] is not None else ""
+        units = self.landing.source.units
+        more = {u: self.found[name][0].shape[0] - units[u][0].shape[0] for u, name in self.names.items() if u in units}
+        more = {unit: rows for unit, rows in more.items() if is_vocabulary(unit)}
+        before, after = (text_settings(model).get("vocab_size") for model in (base, merged))
+        if type(before) is type(after) is int:
+            more["vocab_size"] = after - before
+        if len({*more.values()}) > 1:
+            text = f"the vocabulary is not of one size: {', '.join(f'{n:+,} in {short(u)}' for u, n in more.items())}"
             self._note([EMBEDDING], Verdict(WRONG, "other-shape", text))
         if (numbering := self.merged_source.numbering) != self.landing.source.numbering:
             result.numbering = numbering
@@ -284,14 +281,11 @@ class Comparer:
         module, _, last = unit.rpartition(".")
         if self.few_bits and last not in ("weight", "bias") and module in self.landing.places.values():
             return self.few_bits  # such as the scales of a quantised weight
-        sources = (self.landing.source, base), (self.merged_source, found)
-        kinds = [source.kind(of[0].name) for source, of in sources]
-        if kinds[0] == kinds[1] and not changed:  # bit by bit
-            return ""
-        for (source, of), kind in zip(sources, kinds, strict=True):
-            if kind in source.coded or (changed and of[0].dtype not in FLOATS.values()):
-                return source.described(kind)
-        return ""
+        sources = (self.merged_source, found[0]), (self.landing.source, base[0])
+        kinds = {source.kind(matrix.name): source for source, matrix in sources if matrix.name}
+        same = len(kinds) == 1 and not changed  # then they are compared bit by bit
+        few = (source.described(kind) for kind, source in kinds.items() if kind in source.coded and not same)
+        return next(few, "")
 
     def _in_full(self, key: str, base: list[Matrix]) -> list[Matrix]:
         """Return a fully trained tensor: the adapter's, or the base's with some rows replaced."""

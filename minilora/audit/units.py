@@ -143,19 +143,21 @@ class Source:
 
     @cached_property
     def coded(self) -> dict[str, str]:
-        """The types of few bits whose numbers are not known, such as FP8, with the file that has each."""
-        model, known = self.model, {*FLOATS, *COUNTER_DTYPES, *(("NF4",) if self.dequantize else ())}
-        if model.is_gguf and self.dequantize:
+        """The types of few bits whose numbers are not known, such as FP8, with a file that has each."""
+        if self.model.is_gguf and self.dequantize:
             return {}
-        kinds = {self.kind(name): own for name, own in model.names.items() if not name.endswith(BUFFERS)}
-        holder = {} if model.tensors.weights is None else model.tensors.weights.holder
-        files = {kind: holder[own].path if own in holder else model.path for kind, own in kinds.items()}
-        return {kind: path.name for kind, path in files.items() if kind not in known}
+        weights, files = self.model.tensors.weights, dict[str, str]()
+        for name, own in self.model.names.items():
+            kind = self.kind(name)
+            known = kind in FLOATS or (kind == "NF4" and self.dequantize)
+            if not known and (kind not in COUNTER_DTYPES or name.endswith(".weight")) and not name.endswith(BUFFERS):
+                files[kind] = (self.model.path if weights is None else weights.holder[own].path).name
+        return files
 
     def described(self, kind: str) -> str:
         """Return a text about a type whose numbers are not compared."""
         where = "base" if self.dequantize else "merged model"
-        return f"they are quantised in the {where} ({short(self.coded.get(kind, self.model.path.name))} has {kind})"
+        return f"the {where} is quantised ({short(self.coded[kind])} has {kind})"
 
     def axes(self, unit: str, matrices: list[Matrix]) -> tuple[int, ...]:
         """Return the shape of a unit: that of its tensor, or (E, out, in) for a mixture's experts."""
