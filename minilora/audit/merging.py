@@ -11,6 +11,7 @@ A tensor that no adapter changes must have the base's numbers, rounded once if t
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -23,21 +24,26 @@ from tqdm import tqdm
 
 from ..files.dtypes import FLOATS
 from ..files.modelfolder import EMBEDDING, HEAD, HEAD_WEIGHT
+from ..files.peft import CONFIG_NAME
+from ..files.placement import MULTIMODAL, PREFIX_ALIASES
+from ..files.tensors import MODEL_CONFIG
 from ..texts import FileRefused, short
 from .changes import changed_rows, unit_in, updates
 from .findings import WRONG
 from .formats import TRAINABLE_TOKENS
 from .headers import AdapterFile, ModelHeaders, Module
-from .landing import Landing, Spellings
+from .landing import BODIES, Landing, Spellings
+from .modelconfig import TIE, is_tied, other_settings, text_settings
 from .rounding import HALVES, Replay, Rounding, Update, acceptable_casts, bits, mantissa_bits, valid_roundings
 from .suspects import RIGHT, SKIPPED, UNDECIDED, Sample, Sketches, Verdict, identify, known_strengths
-from .units import Matrix, Source, in_memory
+from .units import BUFFERS, Matrix, Source, in_memory
 
 NAME_PREFIXES = re.compile(r"^(?:base_model\.|module\.|_orig_mod\.|model\.|transformer\.|language_model\.)+")
-"""Matches the prefixes in which a merged folder's names may differ from its base's."""
+"""Matches the prefixes of a wrapped or another model's names, for which transformers finds no module."""
+TOKEN_TABLES = ("embed_tokens", "wte", "word_embeddings", "embed_in", "embed_out", "shared", "lm_head", "decoder")
+"""The names of modules with one row for each token, which may have more rows after a merge."""
+EMBEDDING_WEIGHTS = (f"{EMBEDDING}.weight", "wte.weight")
 ADAPTER_MARKS = (".lora_", "_magnitude_vector", ".base_layer.")
-BUFFERS = (".inv_freq", ".masked_bias", ".attn.bias", ".position_ids")
-"""Suffixes of buffers, which a save may omit."""
 SEVERITY = (UNDECIDED, RIGHT, SKIPPED, WRONG)
 FIRST_ROWS = 8
 """The number of rows in the first block: they rule out nearly all wrong roundings."""
@@ -56,6 +62,9 @@ class MergeResult:
     extra: list[str] = field(default_factory=list)  # tensors that only the merged folder has
     grown: dict[str, int] = field(default_factory=dict)  # number of added rows, by embedding
     renamed: str = ""  # the prefix that only the merged folder's names have
+    unloaded: dict[str, list[str]] = field(default_factory=dict)  # names that no program finds, by their prefix
+    settings: list[str] = field(default_factory=list)  # differences of config.json that may change nothing
+    numbering: str = ""  # how experts are numbered, if not from 0
 
 
 def compare_merged(
@@ -73,36 +82,63 @@ class Comparer:
 
     def __init__(self, adapter: AdapterFile, landing: Landing, merged: ModelHeaders) -> None:
         self.adapter, self.landing, self.merged = adapter, landing, merged
-        self.merged_source = Source(merged)
+        self.merged_source = Source(merged, dequantize=False)
         self.base, self.found = {**landing.source.units}, self.merged_source.units
-        self.result, self.names, self.table = MergeResult(merged), self._names(), self._table()
+        self.result = MergeResult(merged)
+        self.names = self._names()
+        self.embedding = next((name for name in self.base if name.endswith(EMBEDDING_WEIGHTS)), "")
+        self.table = self.embedding if landing.model.tied or is_tied(landing.model) else ""  # of a tied base
+        self.tied = is_tied(merged) if merged.config else bool(self.table)
+        if self.table and self.table not in self.names and HEAD_WEIGHT in self.found and merged.config and self.tied:
+            self.names[self.table] = HEAD_WEIGHT  # the shared array may be stored under either name
         if self.table in self.names and HEAD_WEIGHT in self.found:  # the merged model is untied: give the base a head
             self.base.setdefault(HEAD_WEIGHT, self.base[self.table])
             self.names[HEAD_WEIGHT] = HEAD_WEIGHT
         self.by_unit, self.whole = self._by_unit(), self._whole()
         self.sketches = Sketches(self._changes, [*landing.places])
+        few = (source.described(kind) for source in (landing.source, self.merged_source) for kind in source.coded)
+        self.few_bits = next(few, "")
 
     def _names(self) -> dict[str, str]:
-        """Return the merged folder's name for each unit of the base, if it has that unit."""
-        bare = {NAME_PREFIXES.sub("", name): name for name in self.found if name not in self.base}
-        names = dict[str, str]()
+        """Return the merged folder's name for each unit of the base, if it has that unit.
+
+        transformers finds a name with or without the model's own prefix, such as "model.". Names with any other prefix
+        are compared too, and reported in `MergeResult.unloaded`.
+        """
+        body, names = f"{self._body()}.", dict[str, str]()
+        aliases = PREFIX_ALIASES if any(MULTIMODAL.search(name) for name in self.base) else ()
         for name in self.base:
-            other = name if name in self.found else bare.get(NAME_PREFIXES.sub("", name))
-            if other is not None:
-                names[name] = other
+            with_body, without = body + name, name.removeprefix(body)
+            spelled = dict.fromkeys([name, without, with_body, *(re.sub(*pair, name) for pair in aliases)])
+            found = [other for other in spelled if other in self.found]
+            if found and found[0] != name:
+                self.result.renamed = {with_body: body, without: f"no {body}"}.get(found[0], found[0])
+            if len(found) > 1 and found[1] not in self.base:
+                text = f"stored twice, also as {short(found[1])}: programs differ in which they read"
+                self._note([name], Verdict(WRONG, "stored-twice", text))
+            names |= {name: found[0]} if found else {}
+        rest = {NAME_PREFIXES.sub("", name): name for name in {*self.found} - {*names.values()}}
+        for name in self.base:
+            bare = NAME_PREFIXES.sub("", name)
+            if name not in names and bare in rest:
+                other = names[name] = rest[bare]
+                prefix = other.removesuffix(name if other.endswith(name) else bare)
+                self.result.unloaded.setdefault(prefix, []).append(other)
         return names
 
-    def _table(self) -> str:
-        """Return the unit of a tied base's embedding, or "" if the base is not tied."""
-        ends = (f"{EMBEDDING}.weight", "wte.weight")
-        return next((name for name in self.base if name.endswith(ends) and is_tied(self.landing.model)), "")
+    def _body(self) -> str:
+        """Return the prefix of the model without its head, which transformers adds or removes."""
+        firsts = {name.partition(".")[0] for name in self.base}
+        kind = str(text_settings(self.landing.model).get("model_type"))
+        usual = kind if kind in BODIES else "transformer" if "h" in firsts else BODIES[0]
+        return next((body for body in BODIES if body in firsts), usual)
 
     @cached_property
     def still_tied(self) -> bool:
         """Whether the merged folder has a head that equals the embedding; both are read in full."""
-        if self.table not in self.names or HEAD_WEIGHT not in self.found:
+        if self.embedding not in self.names or HEAD_WEIGHT not in self.found:
             return False
-        one, other = self.found[HEAD_WEIGHT][0], self.found[self.names[self.table]][0]
+        one, other = self.found[HEAD_WEIGHT][0], self.found[self.names[self.embedding]][0]
         return one.shape == other.shape and one.dtype == other.dtype and base_difference(one, other) is None
 
     # --- which modules change which unit ---
@@ -147,23 +183,58 @@ class Comparer:
         """Compare all units and return the result."""
         beside = [name for name in self.found if any(part in name for part in ADAPTER_MARKS)]
         self.result.others |= {name: Verdict(WRONG, "factors-beside", "") for name in beside}
-        for unit, matrices in self.base.items():
-            paths, name = self.by_unit.get(unit, []), self.names.get(unit)
+        lost = [unit for unit in self.by_unit if unit not in self.base]  # packed, or of a tied model
+        lost += [HEAD_WEIGHT] if self.table and not self.tied and HEAD_WEIGHT not in {*self.names, *lost} else []
+        for unit in [*self.base, *lost]:
+            paths, name, matrices = self.by_unit.get(unit, []), self.names.get(unit), self.base.get(unit, [])
             try:
                 if name is not None:
                     self._compare(unit, matrices, self.found[name], paths)
-                elif not (unit.endswith(BUFFERS) or (unit.endswith(HEAD_WEIGHT) and is_tied(self.merged))):
-                    self._note(paths or [unit], Verdict(WRONG, "missing", "missing in the merged model"))
+                elif not unit.endswith(BUFFERS) and not (unit == HEAD_WEIGHT and self.table and self.tied):
+                    self._note(paths or [unit], self._missing(unit))
             except FileRefused as error:
                 self._note(paths or [unit], Verdict(SKIPPED, "not-compared", str(error)))
             bar.update(sum(math.prod(matrix.shape) for matrix in matrices))
         known = {*self.names.values(), *beside}
-        self.result.extra = [name for name in self.found if name not in known]
-        for name, other in self.names.items():
-            if name != other:
-                more = other.removesuffix(name if other.endswith(name) else NAME_PREFIXES.sub("", other))
-                self.result.renamed = more or f"no {name.removesuffix(other)}"
+        self.result.extra = [name for name in self.found if name not in known and not name.endswith(BUFFERS)]
+        self._compare_folders()
+        if (twice := next((v for v in self.result.modules.values() if v.flag == "twice"), None)) is not None:
+            for path, verdict in self.result.modules.items():
+                if verdict.flag == "factor" and verdict.factor == twice.factor:  # the same mistake
+                    self.result.modules[path] = twice
         return self.result
+
+    def _missing(self, unit: str) -> Verdict:
+        """Return the verdict on a unit that the merged folder does not have."""
+        if self.few_bits:
+            return Verdict(SKIPPED, "few-bits", self.few_bits)
+        why = ", where config.json ties the head to the embedding" if unit == HEAD_WEIGHT and self.tied else ""
+        return Verdict(WRONG, "missing", f"missing in the merged model{why}")
+
+    def _compare_folders(self) -> None:
+        """Compare what is no tensor: the configurations, the size of the vocabulary, the numbering of experts."""
+        base, merged, result = self.landing.model, self.merged, self.result
+        wrong, result.settings = other_settings(base, merged)
+        if wrong:
+            text = f"{', '.join(wrong[:3])}, so the model computes something else"
+            result.others[MODEL_CONFIG] = Verdict(WRONG, "config-differs", text)
+        if os.path.exists(merged.path / CONFIG_NAME) and not os.path.exists(base.path / CONFIG_NAME):
+            text = "a file of an adapter, which transformers applies to the model once more"
+            result.others[CONFIG_NAME] = Verdict(WRONG, "adapter-beside", text)
+        if merged.config.get(TIE) is True and HEAD_WEIGHT in self.found and not self.still_tied:
+            text = "config.json ties the head to the embedding, but they differ, and programs differ in which they read"
+            self._note([HEAD_WEIGHT], Verdict(WRONG, "head-not-tied", text))
+        units = self.landing.source.units
+        more = {u: self.found[name][0].shape[0] - units[u][0].shape[0] for u, name in self.names.items() if u in units}
+        more = {unit: rows for unit, rows in more.items() if is_vocabulary(unit)}
+        before, after = (text_settings(model).get("vocab_size") for model in (base, merged))
+        if type(before) is type(after) is int:
+            more["vocab_size"] = after - before
+        if len({*more.values()}) > 1:
+            text = f"the vocabulary is not of one size: {', '.join(f'{n:+,} in {short(u)}' for u, n in more.items())}"
+            self._note([EMBEDDING], Verdict(WRONG, "other-shape", text))
+        if (numbering := self.merged_source.numbering) != self.landing.source.numbering:
+            result.numbering = numbering
 
     def _note(self, paths: Iterable[str], verdict: Verdict) -> None:
         """Record the verdict on modules or tensors; if a module has two, keep the more severe one."""
@@ -174,6 +245,9 @@ class Comparer:
 
     def _compare(self, unit: str, base: list[Matrix], found: list[Matrix], paths: list[str]) -> None:
         """Compare one unit, whether or not a module changes it."""
+        if few := self._coded(unit, base, found, bool(paths) or unit in self.whole):
+            self._note(paths or [unit], Verdict(SKIPPED, "few-bits", few))
+            return
         if unit in self.whole:
             self._note([unit], self._trained(base, self._in_full(self.whole[unit], base), found))
             return
@@ -181,15 +255,16 @@ class Comparer:
             array = self.adapter.tensors.read(copy)
             if len(array) > base[0].rows:  # the vocabulary has grown
                 base = self.base[unit] = [in_memory(array, base[0])]
-        if len(base) == len(found) == 1 and base[0].columns == found[0].columns and base[0].rows < found[0].rows:
-            self.result.grown[unit] = found[0].shape[0] - base[0].shape[0]
-            found = [found[0].cut(0, base[0].shape[0])]
-        if [m.shape for m in base] != [m.shape for m in found]:
-            shapes = " and ".join(f"{len(of)} of {of[0].shape[0]} x {of[0].columns}" for of in (base, found))
+        one, other = self.landing.source.axes(unit, base), self.merged_source.axes(unit, found)
+        if is_vocabulary(unit) and one[1:] == other[1:] and one[0] < other[0]:
+            top, bottom = one[0], other[0]
+            self.result.grown[unit] = bottom - top
+            if not np.isfinite(found[0].read(top, bottom)).all():
+                self._note([unit], Verdict(WRONG, "not-finite", "NaN or infinity in the added rows"))
+            found, other = [found[0].cut(0, top)], one
+        if one != other or [m.shape for m in base] != [m.shape for m in found]:
+            shapes = " and ".join(" x ".join(map(str, shape)) for shape in (one, other))
             self._note(paths or [unit], Verdict(WRONG, "other-shape", f"another shape, {shapes}"))
-            return
-        if paths and any(self.merged_source.in_few_bits(m.name) for m in found):
-            self._note(paths, Verdict(SKIPPED, "few-bits", "they are quantised in the merged model"))
             return
         if not paths:
             verdicts = [v for a, b in zip(base, found, strict=True) if (v := base_difference(a, b)) is not None]
@@ -200,6 +275,17 @@ class Comparer:
                 self._note([unit], max(verdicts, key=lambda verdict: verdict.rest or 0.0))
             return
         self._changed(unit, base, found, paths)
+
+    def _coded(self, unit: str, base: list[Matrix], found: list[Matrix], changed: bool) -> str:
+        """Return why the numbers of two units cannot be compared, or "" if they can."""
+        module, _, last = unit.rpartition(".")
+        if self.few_bits and last not in ("weight", "bias") and module in self.landing.places.values():
+            return self.few_bits  # such as the scales of a quantised weight
+        sources = (self.merged_source, found[0]), (self.landing.source, base[0])
+        kinds = {source.kind(matrix.name): source for source, matrix in sources if matrix.name}
+        same = len(kinds) == 1 and not changed  # then they are compared bit by bit
+        few = (source.described(kind) for kind, source in kinds.items() if kind in source.coded and not same)
+        return next(few, "")
 
     def _in_full(self, key: str, base: list[Matrix]) -> list[Matrix]:
         """Return a fully trained tensor: the adapter's, or the base's with some rows replaced."""
@@ -292,9 +378,9 @@ def change_name(path: str, matrix: int, matrices: int) -> str:
     return path if matrices == 1 else f"{path}, expert {matrix}"
 
 
-def is_tied(model: ModelHeaders) -> bool:
-    """Return whether the configuration ties the head to the embedding, even if the files store both."""
-    return model.tied or model.config.get("tie_word_embeddings") is True
+def is_vocabulary(unit: str) -> bool:
+    """Return whether a unit has a row for each token."""
+    return unit.rpartition(".")[0].rpartition(".")[2] in TOKEN_TABLES
 
 
 def combined(verdicts: list[Verdict]) -> Verdict:
@@ -313,10 +399,11 @@ def combined(verdicts: list[Verdict]) -> Verdict:
 def judge_matrix(base: Matrix, found: Matrix, update: Update, roundings: list[Rounding]) -> Verdict:
     """Compare a matrix with the result of every rounding; if none matches, it is wrong."""
     exact, *_ = alive = [Replay(rounding, update, found.dtype, base) for rounding in roundings]
-    is_base, verdict = True, Verdict(dtype=np.dtype(found.dtype).name)
+    is_base, is_finite, verdict = True, True, Verdict(dtype=np.dtype(found.dtype).name)
     for start, stop in found.blocks(first=FIRST_ROWS):
         W, m, rows = base.read(start, stop), found.read(start, stop), np.arange(start, stop)
         is_base = is_base and any(np.array_equal(bits(m), bits(of)) for of in acceptable_casts(W, m.dtype))
+        is_finite = is_finite and (not is_base or bool(np.isfinite(W).all()))
         values = [replay.values(W, rows) for replay in alive]
         alive = [r for r, own in zip(alive, values, strict=True) if not r.misses(W, rows, m, own).size]
         if not alive and not is_base:
@@ -329,6 +416,8 @@ def judge_matrix(base: Matrix, found: Matrix, update: Update, roundings: list[Ro
             verdict.steps = max(verdict.steps, 0.5 if direct else exact.distance(W, rows, m))
     if not alive:
         return replace(verdict, state=WRONG, flag="not-merged", text="not merged, equal to the base", factor=0.0)
+    if is_base and not is_finite:
+        return replace(verdict, state=SKIPPED, flag="not-finite", text="the base has NaN or infinity")
     return replace(verdict, state=UNDECIDED if is_base else RIGHT)
 
 

@@ -27,6 +27,8 @@ from ..files.dtypes import cast
 from .units import Matrix
 
 HALVES = (np.dtype(bfloat16), np.dtype(np.float16))
+TF32 = {"TF32": 0x1000, "TF32, truncated": 0}
+"""How a GPU rounds float32 factors to 10 mantissa bits: what is added before the other bits are dropped."""
 FLOAT32_UNIT = 2.0**-24
 """The unit roundoff of float32, the type in which programs multiply."""
 
@@ -49,7 +51,10 @@ def rounded_to_odd(x: np.ndarray, single: np.ndarray) -> np.ndarray:
 
 
 def round_trip(x: np.ndarray, dtype: Any) -> np.ndarray:
-    """Return x rounded to `dtype` but still in its own type; with None, return x unchanged."""
+    """Return x rounded to `dtype`, which may be one of `TF32`, but still in its own type; with None, return x."""
+    if dtype in TF32:
+        dropped = (cast(x, np.float32).view(np.uint32) + np.uint32(TF32[dtype])) & np.uint32(0xFFFFE000)
+        return dropped.view(np.float32).astype(x.dtype)
     return x if dtype is None else cast(cast(x, dtype), x.dtype)
 
 
@@ -71,7 +76,8 @@ class Rounding:
     one_step: bool = False  # whether a float64 base is rounded directly, not through float32
     factors: Any = None  # A and B, and the magnitude
     product: Any = None  # B A
-    early: Any = None  # s B, if the program computes (s B) A
+    early: Any = None  # s B, if the program computes (s B) A, or s A
+    into_A: bool = False  # whether s multiplies A instead of B
     change: Any = None  # s B A; with a magnitude also the sum, its norms and the gain
 
 
@@ -80,10 +86,14 @@ def valid_roundings(out: Any, base: Any, adapter: Any, between: Any = None) -> l
     holds = out == base or mantissa_bits(out) > 20  # all numbers of the base's type
     bases = [None, *([] if holds and base != np.float64 else [out]), *([between] if between is not None else [])]
     ways = (False, True) if base == np.float64 and out in HALVES else (False,)
-    halves = list(dict.fromkeys(dtype for dtype in (out, adapter) if dtype in HALVES))
+    finer = [t for t in HALVES if mantissa_bits(t) > mantissa_bits(out)]  # loses no more than the file's type
+    halves = list(dict.fromkeys(dtype for dtype in (out, adapter, *finer) if dtype in HALVES))
     roundings = [Rounding()]
+    for t in () if adapter in HALVES else TF32:  # which holds every factor in half precision
+        roundings += [Rounding(factors=t), *(Rounding(factors=t, change=half) for half in halves)]
     for t in halves:
-        roundings += [Rounding(change=t), Rounding(product=t, change=t), Rounding(factors=t, early=t, change=t)]
+        roundings += [Rounding(change=t), Rounding(product=t, change=t)]
+        roundings += [Rounding(factors=t, early=t, change=t, into_A=into_A) for into_A in (False, True)]
         if t != adapter:
             roundings += [Rounding(factors=t), Rounding(factors=t, change=t), Rounding(factors=t, product=t, change=t)]
     of_base = [(t, one_step) for t in dict.fromkeys(bases) for one_step in (ways if t in HALVES else (False,))]
@@ -122,7 +132,9 @@ class Replay:
         self.left, self.right = (round_trip(x.astype(self.wide), rounding.factors) for x in (update.left, update.right))
         self.scaling = self.wide.type(update.scaling)
         if rounding.early or (rounding.product is None and rounding.change is None):  # s may then be applied anywhere
-            self.left, self.scaling = round_trip(self.left * self.scaling, rounding.early), self.wide.type(1)
+            side = "right" if rounding.into_A else "left"
+            setattr(self, side, round_trip(getattr(self, side) * self.scaling, rounding.early))
+            self.scaling = self.wide.type(1)
 
     @cached_property
     def norms(self) -> np.ndarray | None:
@@ -177,7 +189,7 @@ class Replay:
 
     def misses(self, W: np.ndarray, rows: np.ndarray, found: np.ndarray, values: np.ndarray) -> np.ndarray:
         """Return the indices, in the flattened block, of merged numbers that this rounding does not explain."""
-        places = np.flatnonzero(bits(values) != bits(found))
+        places = np.flatnonzero((bits(values) != bits(found)) & ~(np.isnan(values) & np.isnan(found)))
         if not places.size:
             return places
         i, j = np.unravel_index(places, found.shape)

@@ -15,7 +15,7 @@ module.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -74,9 +74,9 @@ class Sample:
         """Return a replay of a rounding, with this sample's update or another one."""
         return Replay(rounding, update or self.update, self.out, self.base)
 
-    def explained(self, update: Update) -> bool:
-        """Return whether an update explains the informative numbers with one of the roundings."""
-        for rounding in self.roundings:
+    def explained(self, update: Update, roundings: Sequence[Rounding] = ()) -> bool:
+        """Return whether an update explains the informative numbers with a rounding, by default a valid one."""
+        for rounding in roundings or self.roundings:
             replay = self.replay(rounding, update)
             values = replay.values(self.W, self.rows)
             telling = np.count_nonzero(~self.is_base | (bits(values) != bits(self.as_base[0])))
@@ -100,6 +100,9 @@ class Sample:
         lows, highs = np.sort(ends[0]), np.sort(ends[1])
         inside = np.arange(1, len(lows) + 1) - np.searchsorted(highs, lows)
         best = int(inside.argmax())
+        at_one = float(np.mean((ends[0] <= 1) & (ends[1] >= 1)))
+        if at_one >= 0.98 * inside[best] / len(lows):  # then the best interval may lie beside 1 by chance
+            return 1.0, 1.0, at_one
         return float(lows[best]), float(highs[np.searchsorted(highs, lows[best])]), float(inside[best] / len(lows))
 
 
@@ -211,7 +214,7 @@ def cosine(a: np.ndarray, b: np.ndarray) -> float:
 
 def identify(sample: Sample, own: str, sketches: Sketches) -> Verdict:
     """Return the verdict on a merged weight that is neither right nor the base's."""
-    for rule in (_rounded_further, _strengths, _twice, _of_dora):
+    for rule in (_unmerged, _rounded_further, _rounded_before, _strengths, _twice, _of_dora):
         if (suspect := rule(sample)) is not None:
             return suspect
     return _another(sample, own, sketches) or _in_part(sample) or _measured(sample)
@@ -227,6 +230,31 @@ def _another(sample: Sample, own: str, sketches: Sketches) -> Verdict | None:
         low, high, share = sample.strength(sketches.change(name, shape, sample.rows))
         if share >= MIN_SHARE:
             return other_change_verdict(own.partition(", ")[0], name, (low + high) / 2)
+    return None
+
+
+def _unmerged(sample: Sample) -> Verdict | None:
+    """Find the base but for rounding: the change was added, and then subtracted again."""
+    E, D, W = sample.moved, sample.change, sample.W.astype(np.float64)
+    if sample.update.magnitude is not None or not np.isfinite(E).all():
+        return None
+    near = np.abs(E) <= 2 * spacing(np.abs(W) + np.abs(D), sample.out)
+    small = abs(float((E * D).sum())) < 0.01 * float((D * D).sum()) and np.linalg.norm(E) < np.linalg.norm(D)
+    if not (near.all() and small):
+        return None
+    return Verdict(WRONG, "not-merged", "not merged: the base but for rounding, as if merged and unmerged", 0.0)
+
+
+def _rounded_before(sample: Sample) -> Verdict | None:
+    """Find a base or factors that were rounded to half precision before the merge."""
+    if sample.explained(sample.update):  # then nearly all numbers are right
+        return None
+    stored = sample.base.dtype, sample.update.dtype
+    for what, dtype in zip(("base was", "factors were"), stored, strict=True):
+        for t in (t for t in HALVES if mantissa_bits(t) < mantissa_bits(dtype)):
+            if sample.explained(sample.update, [Rounding(base=t) if what == "base was" else Rounding(factors=t)]):
+                text = f"the {what} rounded to {t.name} before the merge"
+                return Verdict(WRONG, "rounded-further", text, 1.0)
     return None
 
 
@@ -313,6 +341,9 @@ def _measured(sample: Sample) -> Verdict:
         E, D, W = sample.moved, sample.change, sample.W.astype(np.float64)
         k = float((E * D).sum()) / max(float((D * D).sum()), 1e-300)
         rest = float(np.linalg.norm(E - k * D)) / max(float(np.linalg.norm(W)), 1e-300)
+        noise = float(np.linalg.norm(E - k * D)) / max(abs(k) * float(np.linalg.norm(D)), 1e-300)
+    if noise < 0.02 and rest < 2.0 ** -mantissa_bits(sample.out) and abs(k - 1) > 0.05:
+        return strength_verdict(k, k, sample.known)
     if abs(k) < 0.1:
         return Verdict(WRONG, "other-weights", "changed, but not by this adapter: by {rest} of the weight", k, rest)
     text = "changed by more than the adapter: its change is there {k} times, plus {rest} of the weight"

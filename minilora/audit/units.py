@@ -26,9 +26,13 @@ from ..files.tensors import NF4_STATE, numpy_dtype
 from ..language.files.gguf import is_permuted
 from ..language.files.nf4files import NF4Weights
 from ..layers.rotary import halves_from_interleaved
-from ..texts import FileRefused
+from ..texts import FileRefused, short
 from .headers import GGUF_FLOATS, ModelHeaders
 
+BUFFERS = (".inv_freq", ".masked_bias", ".attn.bias", ".position_ids")
+"""Suffixes of buffers, which a save may omit."""
+COUNTER_DTYPES = ("I64", "BOOL")
+"""Types of counters and masks, which no weight is quantised to."""
 NUMBERS_AT_A_TIME = 1 << 17
 """How many numbers of a matrix are compared at a time."""
 ONE_EXPERT = re.compile(r"(?P<experts>.+\.experts)\.(?P<number>\d+)\.(?P<name>[^.]+)")
@@ -96,11 +100,13 @@ class Matrix:
 class Source:
     """A reader of parts of a model's tensors."""
 
-    def __init__(self, model: ModelHeaders) -> None:
-        self.model, self.nf4, self.whole = model, None, ("", np.empty(0))
+    def __init__(self, model: ModelHeaders, *, dequantize: bool = True) -> None:
+        """Open a model; with `dequantize`, NF4 and a .gguf file's formats are compared as they are decoded."""
+        self.model, self.dequantize, self.nf4, self.whole = model, dequantize, None, ("", np.empty(0))
         weights = model.tensors.weights
         if weights is not None and any(name.endswith(NF4_STATE) for name in weights.holder):
             self.nf4 = NF4Weights(model.path, weights, model.config.get("quantization_config"))
+        self.numbering = ""  # of experts, if not from 0 without gaps; known after `units`
         self.quantized = {} if self.nf4 is None else self.nf4.shapes
 
     @property
@@ -128,8 +134,37 @@ class Source:
 
     def in_few_bits(self, name: str) -> bool:
         """Return whether a tensor is quantised."""
-        dtypes, names = self.model.tensors.dtypes, self.model.names
-        return name in self.quantized or (self.model.is_gguf and dtypes[names[name]] not in GGUF_FLOATS)
+        return name in self.quantized or (self.model.is_gguf and self.kind(name) not in GGUF_FLOATS)
+
+    def kind(self, name: str) -> str:
+        """Return a tensor's type, as its format names it."""
+        packed = self.nf4 is not None and name in self.nf4.tensors
+        return "NF4" if packed else self.model.tensors.dtypes[self.model.names[name]]
+
+    @cached_property
+    def coded(self) -> dict[str, str]:
+        """The types of few bits whose numbers are not known, such as FP8, with a file that has each."""
+        if self.model.is_gguf and self.dequantize:
+            return {}
+        weights, files = self.model.tensors.weights, dict[str, str]()
+        for name, own in self.model.names.items():
+            kind = self.kind(name)
+            known = kind in FLOATS or (kind == "NF4" and self.dequantize)
+            if not known and (kind not in COUNTER_DTYPES or name.endswith(".weight")) and not name.endswith(BUFFERS):
+                files[kind] = (self.model.path if weights is None else weights.holder[own].path).name
+        return files
+
+    def described(self, kind: str) -> str:
+        """Return a text about a type whose numbers are not compared."""
+        where = "base" if self.dequantize else "merged model"
+        return f"the {where} is quantised ({short(self.coded[kind])} has {kind})"
+
+    def axes(self, unit: str, matrices: list[Matrix]) -> tuple[int, ...]:
+        """Return the shape of a unit: that of its tensor, or (E, out, in) for a mixture's experts."""
+        shape = self.shape(matrices[0].name)
+        if unit.rpartition(".")[2] in EXPERT_PARTS or (len(shape) == 3 and not unit.endswith(".weight")):
+            return len(matrices), *matrices[0].shape
+        return (matrices[0].rows, *shape[1:]) if shape else ()
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Return the shape of a tensor, of one in NF4 that of the weight."""
@@ -169,6 +204,8 @@ class Source:
                 E, *shape = self.shape(name) if stacked else (1, *self.shape(name))
                 found[key] = [self._matrix([name], shape, e) for e in range(E)]
         for unit, experts in apart.items():
+            if sorted(experts) != [*range(len(experts))]:
+                self.numbering = f"{', '.join(map(str, sorted(experts)[:4]))} and so on"
             for _, keys in sorted(experts.items()):
                 names = [keys[part] for part in EXPERT_PARTS[unit.rpartition(".")[2]] if part in keys]
                 found[unit].append(self._matrix(names, self.shape(names[0])))

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from ..report import Diagnosis
-from ..texts import enumerated, short
+from ..texts import enumerated
 from .contents import module_kind
 from .findings import WRONG, counted, listed
 from .landing import BODY, Landing
 from .merging import MergeResult
 from .suspects import RIGHT, SKIPPED, UNDECIDED, Verdict
-
-UNLOADED_PREFIXES = ("base_model.", "module.", "_orig_mod.")
-"""Prefixes of names that transformers silently ignores."""
 
 
 @dataclass
@@ -35,12 +32,14 @@ def summarize(comparison: MergeResult, landing: Landing) -> Summary:
     modules = comparison.modules
     wrong = [*_of_folder(comparison), *_of_modules(modules), *_of_names(comparison, landing), *_of_tensors(comparison)]
     right, lost, skipped = ([path for path, v in modules.items() if v.state == s] for s in (RIGHT, UNDECIDED, SKIPPED))
-    lines = [_counts(modules), *_rest(comparison)]
+    beside = _beside(comparison)
+    lines = [_counts(modules), *_rest(comparison), *(f"note: {text} [{code}]" for code, text in beside.items())]
     if wrong:
         return Summary(WRONG.upper(), found=wrong, lines=lines)
     whole = [name for name, verdict in comparison.others.items() if verdict.state == RIGHT]
-    if skipped or not (right or whole):
-        return Summary("UNDECIDED", _undecided(modules, lost, skipped), lines=lines)
+    few = {name: v.text for name, v in comparison.others.items() if v.flag == "few-bits"}
+    if skipped or few or not (right or whole):
+        return Summary("UNDECIDED", _undecided(modules, lost, skipped, few), lines=lines)
     dtypes = "/".join(sorted({modules[path].dtype for path in right}))
     steps = max((modules[path].steps for path in right), default=0.0)
     parts = [f"{len(right)} of {counted(len(modules), 'module')}"] if modules else []
@@ -48,10 +47,15 @@ def summarize(comparison: MergeResult, landing: Landing) -> Summary:
     parts += [f"{counted(len(whole), 'fully trained tensor')}"] if whole else []
     text = f"merged correctly ({', '.join(parts)})"
     text += f"; {len(lost)} cannot be decided, since rounding loses their change" if lost else ""
+    text += "".join(f"; {also}" for also in beside.values())
     return Summary("RIGHT", text, lines=lines)
 
 
-def _undecided(modules: dict[str, Verdict], lost: list[str], skipped: list[str]) -> str:
+def _undecided(modules: dict[str, Verdict], lost: list[str], skipped: list[str], few: dict[str, str]) -> str:
+    if few and not skipped:
+        return (
+            f"{counted(len(few), 'tensor')} cannot be compared: {next(iter(few.values()))}: {listed([*few], 'tensor')}"
+        )
     if skipped:
         reason = modules[skipped[0]].text
         return f"{len(skipped)} of {counted(len(modules), 'module')} cannot be compared: {reason}"
@@ -97,12 +101,21 @@ def _exchanged(paths: list[str], modules: dict[str, Verdict]) -> str:
 def fill_in(text: str, verdicts: Sequence[Verdict]) -> str:
     """Return a verdict's text with {k} and {rest} replaced by the range of these numbers over all verdicts."""
     factors, rests = ([x for v in verdicts if (x := getattr(v, name)) is not None] for name in ("factor", "rest"))
-    return text.replace("{k}", _between(factors, "{:.3g}")).replace("{rest}", _between(rests, "{:.1%}"))
+    return text.replace("{k}", _between(factors, _factor)).replace("{rest}", _between(rests, _percent))
 
 
-def _between(numbers: Sequence[float], form: str) -> str:
-    ends = dict.fromkeys(form.format(n) for n in (min(numbers, default=0.0), max(numbers, default=0.0)))
-    return " to ".join(ends)
+def _between(numbers: Sequence[float], form: Callable[[float], str]) -> str:
+    return " to ".join(dict.fromkeys(form(n) for n in (min(numbers, default=0.0), max(numbers, default=0.0))))
+
+
+def _factor(k: float) -> str:
+    """Return a number with three digits, or with as many as show by how much it differs from 1."""
+    apart = abs(k - 1)
+    return f"{k:.{max(3, 1 - math.floor(math.log10(apart))) if 0 < apart < 1 else 3}g}"
+
+
+def _percent(share: float) -> str:
+    return f"{share:.1%}" if share >= 0.0005 or not share else f"{100 * share:.2g}%"
 
 
 def _of_folder(comparison: MergeResult) -> Iterator[Diagnosis]:
@@ -131,9 +144,12 @@ def _is_other_base(comparison: MergeResult) -> bool:
 
 def _of_names(comparison: MergeResult, landing: Landing) -> Iterator[Diagnosis]:
     """Yield the diagnoses of names: a prefix that no program loads, and modules that the base does not have."""
-    if comparison.renamed.startswith(UNLOADED_PREFIXES):
-        text = f"the names in the merged model begin with {comparison.renamed!r}, so transformers ignores them"
-        yield Diagnosis(text, "prefix-not-loaded")
+    for prefix, names in comparison.unloaded.items():
+        one = len(names) == 1
+        begin = f"begin{'s' * one} with {prefix!r}" if prefix else f"lack{'s' * one} the model's prefix"
+        tensors = "the tensor" if one else "the tensors"
+        text = f"{counted(len(names), 'name')} in the merged model {begin}, so transformers ignores {tensors}"
+        yield Diagnosis(text, "prefix-not-loaded", cases=tuple(names))
     if landing.lost:
         are = "is" if len(landing.lost) == 1 else "are"
         text = f"{counted(len(landing.lost), 'module')} of the adapter {are} not in the base: {listed(landing.lost)}"
@@ -203,15 +219,29 @@ def _rest(comparison: MergeResult) -> Iterator[str]:
     """Yield lines about the other tensors."""
     others = [name for name, verdict in comparison.others.items() if verdict.state == WRONG]
     yield f"other tensors: {comparison.same} equal the base's, {len(others)} differ"
-    for name, rows in comparison.grown.items():
-        more = f"{counted(rows, 'more row')} in the merged model; added rows are not checked"
-        yield f"note: {short(name)} has {more} [vocabulary-grown]"
-    if comparison.extra:
-        yield f"note: only in the merged model: {listed(comparison.extra, 'tensor')} [merged-alone]"
-    if comparison.renamed:
-        yield f"note: the names begin differently in the merged model: {comparison.renamed!r} [renamed]"
     skipped = [f"{name}: {v.text}" for name, v in comparison.others.items() if v.state == SKIPPED]
     yield from (f"note: not compared: {text} [not-compared]" for text in skipped[:3])
+
+
+def _beside(comparison: MergeResult) -> dict[str, str]:
+    """Return texts about what a loader would not mind, by their codes."""
+    grown, texts = comparison.grown, {}
+    if grown:
+        more = counted(max(grown.values()), "more row")
+        texts["vocabulary-grown"] = f"{listed([*grown], 'tensor')} with {more}, whose values are not checked"
+    if comparison.extra:
+        texts["merged-alone"] = (
+            f"{counted(len(comparison.extra), 'tensor')} only in the merged model: {listed(comparison.extra, 'tensor')}"
+        )
+    if comparison.renamed:
+        texts["renamed"] = f"the names begin differently in the merged model: {comparison.renamed!r}"
+    if comparison.numbering:
+        texts["experts-numbered"] = (
+            f"experts are numbered {comparison.numbering}: transformers reads them in this order"
+        )
+    if comparison.settings:
+        texts["config-beside"] = f"config.json differs: {', '.join(comparison.settings[:3])}"
+    return texts
 
 
 def comparison_json(comparison: MergeResult) -> dict[str, Any]:

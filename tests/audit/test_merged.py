@@ -4,10 +4,13 @@ What is said of the broken ones stands in `merged.json`. ``python -m pytest -m '
 it anew: look at the difference then.
 """
 
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
@@ -271,9 +274,11 @@ def test_names_may_lack_a_beginning_and_a_vocabulary_may_grow(tmp_path):
     report = world.judged({name.removeprefix("model."): array for name, array in arrays.items()})
     assert report.word == "RIGHT"
     assert [line for line in report.lines if line.startswith("note: ")] == [
-        f"note: {name!r} has 4 more rows in the merged model; added rows are not checked [vocabulary-grown]"
-        for name in ("lm_head.weight", "model.embed_tokens.weight")
-    ] + ["note: the names begin differently in the merged model: 'no model.' [renamed]"]
+        "note: 'lm_head.weight', 'model.embed_tokens.weight' with 4 more rows, whose values are not checked "
+        "[vocabulary-grown]",
+        "note: the names begin differently in the merged model: 'no model.' [renamed]",
+    ]
+    assert "whose values are not checked; the names begin differently" in report.text
 
 
 @pytest.mark.parametrize(("size", "said"), [(1e30, "100.0%"), (1e-30, "100.0%"), (0, "inf%")])
@@ -350,7 +355,15 @@ def first_rows(path, delta):
     return np.where(np.arange(len(delta))[:, None] < len(delta) // 2, delta, 0)
 
 
-OTHER_TYPE = {"bfloat16": np.float16, "float16": FLOATS["BF16"], "float32": np.int32}
+OTHER_TYPE = {"bfloat16": np.dtype("f2"), "float16": FLOATS["BF16"], "float32": np.dtype("i8")}
+
+
+def as_other_type(array):
+    """The bits of an array in a type of another kind, which is wider if there is none."""
+    other = OTHER_TYPE[array.dtype.name]
+    return array.view(f"i{array.itemsize}").astype(f"i{other.itemsize}").view(other)
+
+
 BROKEN = {
     "the base": (lambda w: w.arrays, "not-merged"),
     "half of the layers": (lambda w: w.merged(lambda path, d: d * (".0." in path)), "not-merged"),
@@ -376,7 +389,7 @@ BROKEN = {
     "a quarter, twice": (lambda w: w.merged(lambda path, d: 2 * first_rows(path, first_rows(path, d).T).T), "in-part"),
     "a head is another": (at("lm_head.weight", lambda x: 2 * x), "changed"),
     "a head's bits are read as another type's": (
-        lambda w: w.merged() | {"lm_head.weight": w.arrays["lm_head.weight"].view(OTHER_TYPE[w.dtype.name])},
+        lambda w: w.merged() | {"lm_head.weight": as_other_type(w.arrays["lm_head.weight"])},
         "changed",
     ),
     "a norm is missing": (lambda w: adapters.without(w.merged(), "model.norm.weight"), "missing"),
@@ -480,6 +493,230 @@ def test_each_block_of_rows_is_looked_at(tmp_path, monkeypatch, make, said):
     monkeypatch.setattr("minilora.audit.units.NUMBERS_AT_A_TIME", 5 * N)
     world = World(tmp_path, FLOATS["F32"])
     assert world.judged(make(world)).first_line.startswith(f"merged: {said}")
+
+
+# --- the whole folder ---
+
+LLAMA = {
+    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 32, "hidden_size": N, "head_dim": 16,
+    "intermediate_size": M, "num_hidden_layers": 1, "num_attention_heads": 4, "num_key_value_heads": 4,
+    "rms_norm_eps": 1e-6, "tie_word_embeddings": False, "rope_theta": 10000.0, "max_position_embeddings": 64,
+}  # fmt: skip
+TABLE, HEAD, NORM = "model.embed_tokens.weight", "lm_head.weight", "model.norm.weight"
+GPT2 = {"model_type": "gpt2", "vocab_size": 32, "activation_function": "gelu_new", "n_head": 4, "is_causal": True}
+FLOAT8 = np.dtype(ml_dtypes.float8_e4m3fn)
+
+
+def renamed(one, other):
+    return lambda arrays: {re.sub(one, other, name): array for name, array in arrays.items()}
+
+
+def of(names, change):
+    """The tensors whose names contain one of some words, changed."""
+    return lambda arrays: {n: change(a) if any(x in n for x in names) else a for n, a in arrays.items()}
+
+
+def grown(*names, by=1.0):
+    return of(names, lambda a: np.concatenate([a, a[:4] * np.float32(by)]))
+
+
+def without(name):
+    return lambda arrays: adapters.without(arrays, name)
+
+
+def plus(name, array):
+    return lambda arrays: arrays | {name: array}
+
+
+BIAS = plus(f"{Q0}.bias", np.ones(N, "f4"))
+TIED = LLAMA | {"tie_word_embeddings": True}
+FOLDERS = {
+    "the same": (LLAMA, None, {}, "RIGHT", None),
+    "another rope": (LLAMA, None, {"rope_theta": 5e5}, "WRONG", "other rotary frequencies, so the model computes"),
+    "version 5's rope": (LLAMA, None, {"rope_theta": None, "rope_parameters": {"rope_theta": 1e4}}, "RIGHT", None),
+    "a rope that is not read": (LLAMA, None, {"rope_scaling": {"type": "yarn"}}, "WRONG", "rope.rope_type is 'yarn'"),
+    "other heads": (LLAMA, None, {"num_attention_heads": 8, "head_dim": 8}, "WRONG", "num_attention_heads is 8"),
+    "another type": (LLAMA, None, {"model_type": "mistral"}, "WRONG", "model_type is 'mistral' instead of 'llama'"),
+    "another activation": (GPT2, None, {"activation_function": "relu"}, "WRONG", "activation_function is 'relu'"),
+    "no causal mask": (
+        GPT2 | {"is_causal": None}, None, {"is_causal": False}, "WRONG",
+        "is_causal is False instead of"),
+    "a setting more": (GPT2, None, {"scale": 2}, "RIGHT", "; config.json differs: scale is 2 instead of missing"),
+    "dropout": (GPT2, None, {"attn_pdrop": 0.5, "dtype": "float16", "_name_or_path": "x"}, "RIGHT", None),
+    "a shorter context": (LLAMA, None, {"max_position_embeddings": 8}, "RIGHT", "max_position_embeddings is 8 instead"),
+    "a window": (
+        LLAMA | {"model_type": "mistral"}, None, {"sliding_window": 4}, "WRONG", "sliding_window is 4 instead of None"),
+    "a window over all": (LLAMA | {"model_type": "mistral"}, None, {"sliding_window": 64}, "RIGHT", None),
+    "a lost head": (LLAMA, without(HEAD), {"tie_word_embeddings": True}, "WRONG", "where config.json ties the head"),
+    "a tied second head": (
+        LLAMA, None, {"tie_word_embeddings": True}, "WRONG",
+        "but they differ, and programs differ"),
+    "no head": (LLAMA, without(HEAD), {}, "WRONG", "missing in the merged model: 'lm_head.weight'"),
+    "tied": (TIED, without(HEAD), {}, "RIGHT", None),
+    "tied by its default": (TIED, without(HEAD), {"tie_word_embeddings": None}, "WRONG", "missing in the merged model"),
+    "untied": (TIED, without(HEAD), {"tie_word_embeddings": False}, "WRONG", "missing in the merged model"),
+    "tied under the head's name": (TIED, lambda x: renamed(TABLE, HEAD)(without(HEAD)(x)), {}, "RIGHT", None),
+    "stale": (TIED, plus(HEAD, np.ones((32, N), "f4")), {}, "WRONG", "changed, though no adapter is there"),
+    "no prefix": (LLAMA, renamed("^model.", ""), {}, "RIGHT", "; the names begin differently in the merged model"),
+    "the prefix twice": (
+        LLAMA, renamed("^", "model."), {}, "RIGHT",
+        "; the names begin differently in the merged model"),
+    "another prefix": (
+        LLAMA, renamed("^model.", "transformer."), {}, "WRONG",
+        "6 names in the merged model begin with 't"),
+    "a wrapped norm": (
+        LLAMA, renamed(NORM, f"module.{NORM}"), {}, "WRONG",
+        "1 name in the merged model begins with 'mod"),
+    "twice": (LLAMA, plus("norm.weight", np.ones(N, "f4")), {}, "WRONG", "stored twice, also as 'norm.weight'"),
+    "a bias more": (LLAMA, BIAS, {}, "RIGHT", f"; 1 tensor only in the merged model: '{Q0}.bias'"),
+    "a bias that is read": (LLAMA, BIAS, {"attention_bias": True}, "WRONG", "attention_bias is True instead of False"),
+    "a buffer more": (LLAMA, plus("model.rotary_emb.inv_freq", np.ones(8, "f4")), {}, "RIGHT", None),
+    "an axis more": (LLAMA, of([NORM], lambda a: a[:, None]), {}, "WRONG", "another shape, 64 and 64 x 1"),
+    "rows more": (LLAMA, grown("q_proj"), {}, "WRONG", "another shape, 64 x 64 and 68 x 64"),
+    "a longer norm": (LLAMA, grown("norm"), {}, "WRONG", "another shape, 64 and 68"),
+    "grown": (LLAMA, grown("lm_head", "embed"), {"vocab_size": 36}, "RIGHT", "with 4 more rows, whose values"),
+    "grown unsaid": (
+        LLAMA, grown("lm_head", "embed"), {}, "WRONG",
+        "the vocabulary is not of one size: +4 in 'lm_h"),
+    "grown by half": (LLAMA, grown("embed"), {"vocab_size": 36}, "WRONG", "+0 in 'lm_head.weight', +4 in"),
+    "grown by NaN": (
+        LLAMA, grown("lm_head", "embed", by=np.nan), {"vocab_size": 36}, "WRONG", "NaN or infinity in the added rows"),
+    "in FP8": (LLAMA, of(["q_proj"], lambda a: a.astype(FLOAT8)), {}, "UNDECIDED",
+               "1 of 4 modules cannot be compared: the merged model is quantised ('model.safetensors' "),
+    "a norm in FP8": (LLAMA, of([NORM], lambda a: a.astype(FLOAT8)), {}, "UNDECIDED",
+                      "1 tensor cannot be compared: the merged model is quantised ('model.safetensors' has"),
+    "packed": (LLAMA, lambda x: of(["q_proj"], lambda a: a.astype("u4"))(renamed("q_proj.weight", "q_proj.qweight")(x)),
+               {}, "UNDECIDED", "1 of 4 modules cannot be compared: the merged model is quantised"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", FOLDERS)
+def test_the_whole_folder_decides_what_is_right(tmp_path, what):
+    world, (settings, change, more, word, said) = World(tmp_path, FLOATS["F32"]), FOLDERS[what]
+    arrays = {name: a for name, a in world.arrays.items() if not (settings is TIED and name == HEAD)}
+    base = written(tmp_path / "with settings", arrays, settings)
+    merged = {name: a for name, a in world.merged().items() if name in arrays}
+    folder = written(tmp_path / "merged", (change or dict)(merged), settings | more)
+    report = audit(world.adapter, base, merged=folder)
+    assert report.word == word, str(report)
+    told = " ".join([report.text, *(one.says for one in report.found)])
+    assert said in told if said else told.endswith("from the exact sum)")
+
+
+def test_a_base_of_few_bits_is_not_compared(tmp_path):
+    world = World(tmp_path, FLOATS["F32"])
+    coded = of(["q_proj"], lambda a: a.astype(FLOAT8))(world.arrays) | {f"{Q0}.weight_scale_inv": np.ones((1, 1), "f4")}
+    base = written(tmp_path / "coded", coded)
+    for arrays in (world.merged(), coded | {f"{Q0}.weight_scale_inv": np.full((1, 1), 2, "f4")}):
+        report = judged(world.adapter, base, world.merged() | {n: a for n, a in arrays.items() if "q_proj" in n})
+        assert report.word == "UNDECIDED"
+        assert "the base is quantised ('model.safetensors' has F8_E4M3)" in report.first_line
+
+
+def test_an_adapter_beside_is_applied_once_more(tmp_path):
+    world = World(tmp_path, FLOATS["F32"])
+    world.judged(world.merged())
+    shutil.copy(world.adapter / "adapter_config.json", tmp_path / "merged")
+    said = "WRONG: a file of an adapter, which transformers applies to the model once more: 'adapter_config.json'"
+    assert said in audit(world.adapter, world.base, merged=tmp_path / "merged").first_line
+
+
+def in_tf32(x, add):
+    return ((x.astype("f4").view("u4") + np.uint32(add)) & np.uint32(0xFFFFE000)).view("f4")
+
+
+@pytest.mark.parametrize("add", [0x1000, 0], ids=["to the nearest", "truncated"])
+@pytest.mark.parametrize("kind", TYPES)
+def test_factors_may_be_multiplied_in_tf32(tmp_path, kind, add):
+    world = World(tmp_path, FLOATS[kind])
+    arrays, deltas = dict(world.arrays), {}
+    for path in world.changes:
+        A, B = (in_tf32(factor, add).astype("f8") for factor in world.pair(path))
+        deltas[path] = SCALING * (B @ A)
+    for at_half in (False, True):
+        for path, delta in deltas.items():
+            W = world.arrays[f"{path}.weight"].astype("f8")
+            change = delta.astype(world.dtype).astype("f8") if at_half else delta
+            arrays[f"{path}.weight"] = (W + change).astype(world.dtype)
+        assert world.judged(arrays).word == "RIGHT"
+
+
+@pytest.mark.parametrize("half", ["BF16", "F16"])
+def test_the_scaling_may_be_multiplied_into_a(tmp_path, half):
+    world = World(tmp_path, FLOATS[half])
+    arrays = dict(world.arrays)
+    for path in world.changes:
+        A, B = (_in_half(factor, half) for factor in world.pair(path))
+        change = _in_half(B @ _in_half(np.float32(SCALING) * A, half), half)
+        arrays[f"{path}.weight"] = (arrays[f"{path}.weight"].astype("f4") + change).astype(world.dtype)
+    assert world.judged(arrays).word == "RIGHT"
+
+
+def rounded_between(w):
+    """The change added rank by rank, each sum rounded to bfloat16."""
+    arrays = dict(w.arrays)
+    for path in w.changes:
+        A, B = w.pair(path)
+        for i in range(R):
+            W = arrays[f"{path}.weight"]
+            arrays[f"{path}.weight"] = (W.astype("f4") + np.float32(SCALING) * B[:, i : i + 1] * A[i]).astype(w.dtype)
+    return arrays
+
+
+def unmerged(w):
+    arrays = w.merged()
+    for path, delta in w.changes.items():
+        W = arrays[f"{path}.weight"]
+        arrays[f"{path}.weight"] = (W.astype("f8") - delta).astype(W.dtype)
+    return arrays
+
+
+def over_base_in(half):
+    return lambda w: {
+        n: m if "layers" in n else w.arrays[n]
+        for n, m in w.merged(base={n: a.astype(half).astype(w.dtype) for n, a in w.arrays.items()}).items()
+    }
+
+
+CAUSES = {
+    "unmerged": ("F32", unmerged, "not merged: the base but for rounding, as if merged and unmerged: all 4 modules"),
+    "unmerged in bfloat16": (
+        "BF16", unmerged,
+        "not merged: the base but for rounding, as if merged and unmerged: all 4"),
+    "a base in half precision": ("F32", over_base_in("f2"), "the base was rounded to float16 before the merge: all 4"),
+    "near 1": ("F32", lambda w: w.merged(lambda _, d: 1.0001 * d), "merged with a factor of 1.0001: all 4 modules"),
+    "rank by rank": ("BF16", rounded_between, "changed by more than the adapter: its change is there "),
+    "eight times": (
+        "BF16", lambda w: w.merged(lambda _, d: R * d.astype(w.dtype).astype("f8")),
+        "merged with a factor of 8"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", CAUSES)
+def test_a_cause_is_named_where_it_is_there(tmp_path, what):
+    kind, make, said = CAUSES[what]
+    world = World(tmp_path, FLOATS[kind])
+    report = world.judged(make(world))
+    (one,) = report.found
+    assert one.says.startswith(said)
+    assert not re.search(r"\b1 times|0\.0% of", one.says)
+
+
+@pytest.mark.parametrize("odd", [np.nan, np.inf, -np.nan])
+def test_no_change_is_told_where_the_base_is_not_finite(tmp_path, odd):
+    world = World(tmp_path, FLOATS["F32"])
+    arrays = {name: np.full_like(a, odd) if "layers" in name else a for name, a in world.arrays.items()}
+    world.base = written(tmp_path / "odd", arrays)
+    said = "UNDECIDED: 4 of 4 modules cannot be compared: the base has NaN or infinity"
+    assert said in world.judged(arrays).first_line
+
+
+def test_a_second_merge_has_one_name(tmp_path):
+    """Where rounding shows it in some modules alone, it is the cause of the others' factor too."""
+    world = World(tmp_path, FLOATS["BF16"], size=0.02)
+    arrays, name = world.merged(base=world.merged()), f"{UP0}.weight"
+    arrays[name] = (world.arrays[name].astype("f8") + 2 * world.changes[UP0]).astype(world.dtype)
+    assert [one.flag for one in world.judged(arrays).found] == ["twice"]
 
 
 # --- trained in full ---
@@ -653,6 +890,7 @@ def test_an_embedding_may_be_merged_over_its_copy(tmp_path, rows, kind):
     adapter = peft(tmp_path / "a", factors | {f"{place}base_layer.weight": copy}, config("embed_tokens"))
     delta = 2 * factors[f"{place}lora_embedding_B"].astype("f8") @ A
     arrays["model.embed_tokens.weight"] = (copy.astype("f8") + delta.T).astype("f4")
+    arrays["lm_head.weight"] = np.concatenate([arrays["lm_head.weight"], np.ones((rows, adapters.D), "f4")])
     assert judged(adapter, base, arrays).word == "RIGHT"
 
 
@@ -726,7 +964,7 @@ def test_a_base_in_four_bits_is_compared_by_its_numbers(tmp_path):
         arrays[f"{path}.weight"] = (arrays[f"{path}.weight"] + adapter.delta().astype("f8")).astype("f4")
     assert judged(tmp_path / "a", tmp_path / "base", arrays).word == "RIGHT"
     still = audit(tmp_path / "a", tmp_path / "base", merged=tmp_path / "base").first_line
-    assert "UNDECIDED: 4 of 4 modules cannot be compared: they are quantised in the merged model" in still
+    assert "UNDECIDED: 4 of 4 modules cannot be compared: the merged model is quantised" in still
 
 
 @pytest.mark.parametrize("folder", ["a", "my adapters/" + "a" * 99])

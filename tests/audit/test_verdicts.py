@@ -65,7 +65,7 @@ STRENGTHS = [
     (PATTERNS | {"alpha_pattern": dict.fromkeys(LAST, 40)}, 5, SCALING, "0.6 (with lora_alpha, without alpha_pattern)"),
     ({}, SCALING, 5.1, "1.7: all 4 modules"),
     ({}, SCALING, 2.03 * SCALING, "2.03: all 4 modules"),
-    ({}, SCALING, 1.0005 * SCALING, "1: all 4 modules"),
+    ({}, SCALING, 1.0005 * SCALING, "1.0005: all 4 modules"),
 ]
 
 
@@ -147,8 +147,14 @@ TOLD = {
     "WRONG: not merged: the folder has 2 tensors of an unmerged PeftModel": {"others": BESIDE},
     "WRONG: not merged: the folder has 1 tensor of an unmerged PeftModel": {
         "others": {"a.lora_A": BESIDE["a.lora_A"]}},
-    **{f"WRONG: the names in the merged model begin with {start!r}, so transformers ignores them": {
-        "modules": Q, "renamed": start} for start in ("base_model.model.", "module.", "_orig_mod.")},
+    **{f"WRONG: 2 names in the merged model begin with {start!r}, so transformers ignores the tensors": {
+        "modules": Q, "unloaded": {start: ["a", "b"]}} for start in ("base_model.model.", "module.", "_orig_mod.")},
+    "WRONG: 1 name in the merged model lacks the model's prefix, so transformers ignores the tensor": {
+        "modules": Q, "unloaded": {"": ["a"]}},
+    "UNDECIDED: 1 tensor cannot be compared: they are quantised: 'a'": {
+        "modules": Q, "others": {"a": Verdict(SKIPPED, "few-bits", "they are quantised")}},
+    f"RIGHT: merged correctly (2 of 2 modules, {EXACT}); experts are numbered 1, 3: transformers reads them in this "
+    "order; config.json differs: x": {"modules": Q, "settings": ["x"], "numbering": "1, 3"},
 }  # fmt: skip
 
 
@@ -179,10 +185,10 @@ def test_what_is_beside_the_verdict_is_told_line_by_line():
     assert told(modules=Q | LOST | UNKNOWN, others=others, same=7, **of_names, lost="p").lines == [
         "merged modules: 2 right, 2 cannot be told, 1 not compared",
         "other tensors: 7 equal the base's, 2 differ",
-        "note: 'lm_head' has 1 more row in the merged model; added rows are not checked [vocabulary-grown]",
-        "note: only in the merged model: 'v', 'w', 'x' and 1 more tensor [merged-alone]",
-        "note: the names begin differently in the merged model: 'model.' [renamed]",
         *[f"note: not compared: u{i}: it is of integers [not-compared]" for i in range(3)],
+        "note: 'lm_head' with 1 more row, whose values are not checked [vocabulary-grown]",
+        "note: 4 tensors only in the merged model: 'v', 'w', 'x' and 1 more tensor [merged-alone]",
+        "note: the names begin differently in the merged model: 'model.' [renamed]",
     ]
 
 

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from minilora.audit.auditing import audit
 from minilora.audit.contents import are_targets
 
-from ..support.peers import LINEARS, peft, save_file, torch, transformers, write_gguf
+from ..support.peers import LINEARS, load_file, peft, save_file, torch, transformers, write_gguf
 from ..support.tiny_peers import ADAPTERS, QV, SIZES, llama, tuned
 
 pytestmark = [pytest.mark.peers, pytest.mark.filterwarnings("ignore")]
@@ -145,6 +145,92 @@ def test_the_page_has_what_the_example_of_broken_merges_prints():
     of_kernel = r"at most [\d.]+ ulp"  # the last bits of sums
     assert re.sub(of_kernel, "", printed.getvalue().strip()) == re.sub(of_kernel, "", block.strip())
     assert np.size(re.findall(r"exit code 1", block)) == 5
+
+
+# --- the whole folder: a merge is right where transformers computes the same from it ---
+
+TABLE, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+EXTENDED = {"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+EXTENDED |= {"original_max_position_embeddings": 16}
+
+
+def named(one, other):
+    return lambda arrays: {re.sub(one, other, name): array for name, array in arrays.items()}
+
+
+def changed(end, change):
+    return lambda arrays: {name: change(a) if name.endswith(end) else a for name, a in arrays.items()}
+
+
+def numbered(what, new):
+    return named(rf"{what}\.(\d+)\.", lambda match: f"{what}.{new(int(match[1]))}.")
+
+
+def copied(one, other):
+    return lambda arrays: arrays | {other: arrays[one]}
+
+
+def lost(name):
+    return lambda arrays: {n: a for n, a in arrays.items() if n != name}
+
+
+FOLDERS = {
+    **{f"all begin with {first}": ("all-linear", named("^", first), {}) for first in (
+        "model.", "transformer.", "module.", "base_model.model.", "language_model.")},
+    "without a prefix": ("all-linear", named("^model.", ""), {}),
+    "another prefix": ("all-linear", named("^model.", "transformer."), {}),
+    "half of the prefixes": ("all-linear", named(r"^model.(?=layers.1)", ""), {}),
+    "GPT-2 without a prefix": ("GPT-2", named("^transformer.", ""), {}),
+    "GPT-2 with a Llama's": ("GPT-2", named("^transformer.", "model."), {}),
+    "layers from 1": ("all-linear", numbered("layers", lambda n: n + 1), {}),
+    "layers with gaps": ("all-linear", numbered("layers", lambda n: 2 * n), {}),
+    "experts from 1": ("experts", numbered("experts", lambda n: n + 1), {}),
+    "experts with gaps": ("experts", numbered("experts", lambda n: 2 * n), {}),
+    "an expert less": ("experts", named("experts.3.", "expert.3."), {}),
+    "a bias more": ("all-linear", copied("model.norm.weight", "model.layers.0.self_attn.q_proj.bias"), {}),
+    "a bias that is read": (
+        "all-linear", copied("model.norm.weight", "model.layers.0.self_attn.q_proj.bias"), {"attention_bias": True}),
+    "an axis more": ("all-linear", changed("model.norm.weight", lambda a: a[:, None]), {}),
+    "rows more": ("all-linear", changed("q_proj.weight", lambda a: torch.cat([a, a[:4]])), {}),
+    "a head less": ("all-linear", lost(HEAD), {}),
+    "a head less, said to be tied": ("all-linear", lost(HEAD), {"tie_word_embeddings": True}),
+    "tied, the head too": ("a tied embedding", copied(TABLE, HEAD), {}),
+    "tied, said to be untied": ("a tied embedding", None, {"tie_word_embeddings": False}),
+    "tied, under the head's name": ("a tied embedding", named(f"^{TABLE}", HEAD), {}),
+    "tied, and untied": ("a tied embedding", copied(TABLE, HEAD), {"tie_word_embeddings": False}),
+    "another rope": ("all-linear", None, {"rope_parameters": {"rope_type": "default", "rope_theta": 100.0}}),
+    "a longer rope": ("all-linear", None, {"rope_parameters": EXTENDED}),
+    "the older name of the rope": ("all-linear", None, {"rope_parameters": None, "rope_theta": 1e4}),
+    "more heads": ("all-linear", None, {"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 4}),
+    "fewer layers": ("all-linear", None, {"num_hidden_layers": 1}),
+    "another norm": ("all-linear", None, {"rms_norm_eps": 0.1}),
+    "another activation": ("GPT-2", None, {"activation_function": "relu"}),
+    "a shorter context": ("all-linear", None, {"max_position_embeddings": 16}),
+    "dropout": ("all-linear", None, {"attention_dropout": 0.5, "use_cache": False}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", FOLDERS)
+def test_a_folder_is_right_where_transformers_computes_the_same(tmp_path, what):
+    kind, change, settings = FOLDERS[what]
+    adapter, base = saved(tmp_path, kind)
+    load, folder = transformers.AutoModelForCausalLM.from_pretrained, tmp_path / "merged"
+    peft.PeftModel.from_pretrained(load(base), adapter).merge_and_unload().save_pretrained(folder)
+    ids = torch.arange(9)[None]
+    expected = load(folder)(ids).logits
+    arrays = (change or dict)(load_file(folder / "model.safetensors"))
+    save_file(
+        {name: a.contiguous().clone() for name, a in arrays.items()}, folder / "model.safetensors", {"format": "pt"}
+    )
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | settings))
+    try:
+        model, found = load(folder, output_loading_info=True)
+        same = not found["missing_keys"] and torch.allclose(model(ids).logits, expected, rtol=0, atol=1e-6)
+    except RuntimeError:  # a shape or a conversion that is refused
+        same = False
+    report = audit(adapter, base, merged=folder)
+    assert report.word == ("RIGHT" if same else "WRONG"), str(report)
 
 
 # --- layers that PEFT takes for experts' ---
