@@ -452,4 +452,6 @@ def base_difference(base: Matrix, found: Matrix) -> Verdict | None:
         text = f"rounded to {further[0].name} before being stored as {np.dtype(out).name}"
         return Verdict(WRONG, "rounded-further", text, rest=0.0)
     share = (squares / sizes) ** 0.5 if sizes else np.inf
+    if np.isnan(share):
+        return Verdict(WRONG, "changed", "changed to or from NaN or infinity, though no adapter is there")
     return Verdict(WRONG, "changed", "changed, though no adapter is there, by {rest} of their size", rest=share)
