@@ -281,11 +281,11 @@ class Comparer:
         module, _, last = unit.rpartition(".")
         if self.few_bits and last not in ("weight", "bias") and module in self.landing.places.values():
             return self.few_bits  # such as the scales of a quantised weight
-        sources = (self.merged_source, found[0]), (self.landing.source, base[0])
-        kinds = {source.kind(matrix.name): source for source, matrix in sources if matrix.name}
-        same = len(kinds) == 1 and not changed  # then they are compared bit by bit
-        few = (source.described(kind) for kind, source in kinds.items() if kind in source.coded and not same)
-        return next(few, "")
+        sources = (self.landing.source, base[0]), (self.merged_source, found[0])
+        kinds = [(source, source.kind(matrix.name)) for source, matrix in sources]
+        if kinds[0][1] == kinds[1][1] and not changed:  # they are compared bit by bit
+            return ""
+        return next((source.described(kind) for source, kind in kinds if kind in source.coded), "")
 
     def _in_full(self, key: str, base: list[Matrix]) -> list[Matrix]:
         """Return a fully trained tensor: the adapter's, or the base's with some rows replaced."""
@@ -452,4 +452,6 @@ def base_difference(base: Matrix, found: Matrix) -> Verdict | None:
         text = f"rounded to {further[0].name} before being stored as {np.dtype(out).name}"
         return Verdict(WRONG, "rounded-further", text, rest=0.0)
     share = (squares / sizes) ** 0.5 if sizes else np.inf
+    if np.isnan(share):
+        return Verdict(WRONG, "changed", "changed to or from NaN or infinity, though no adapter is there")
     return Verdict(WRONG, "changed", "changed, though no adapter is there, by {rest} of their size", rest=share)

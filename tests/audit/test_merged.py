@@ -355,7 +355,7 @@ def first_rows(path, delta):
     return np.where(np.arange(len(delta))[:, None] < len(delta) // 2, delta, 0)
 
 
-OTHER_TYPE = {"bfloat16": np.dtype("f2"), "float16": FLOATS["BF16"], "float32": np.dtype("i8")}
+OTHER_TYPE = {"bfloat16": np.dtype("f2"), "float16": FLOATS["BF16"], "float32": np.dtype("f8")}
 
 
 def as_other_type(array):
