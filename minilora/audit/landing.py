@@ -21,7 +21,7 @@ from functools import cached_property
 
 from ..files.experts import MIXTRAL, MIXTRAL_MLP
 from ..files.modelfolder import EMBEDDING, HEAD
-from ..files.peft import PREFIX
+from ..files.peft import MERGED_KEY, PREFIX
 from ..files.placement import MULTIMODAL, PREFIX_ALIASES
 from ..language.files.gguf import ARCHITECTURES
 from ..texts import short
@@ -355,4 +355,11 @@ def tied_head(adapter: AdapterFile, landing: Landing) -> Iterator[Finding]:
     yield from about(NOTE, "tied-head", text, tied if landing.model.tied else ())
 
 
-RULES = (misnamed, another_part, lost, other_architecture, tied_head)
+def merged_before(adapter: AdapterFile, landing: Landing) -> Iterator[Finding]:
+    """Find an adapter that minilora merged into the model."""
+    mark, weights = str(landing.model.tensors.metadata.get(MERGED_KEY, "")), adapter.tensors.weights
+    if mark and weights is not None and weights.files[0].digest() in mark:
+        yield Finding(WRONG, "merged-before", "the model has this adapter merged already: it would be applied twice")
+
+
+RULES = (merged_before, misnamed, another_part, lost, other_architecture, tied_head)

@@ -113,6 +113,9 @@ def test_an_adapter_is_not_applied_over_its_own_merge(folder, shell):
             f"finetune text --model {model} --adapter {adapter} --save c --length 8 --steps 1 --batch-size 2",
         ):
             assert shell.refused(command).endswith(said)
+        assert "[merged-before]" in shell(f"audit {adapter} --model {model}", code=1)
+    assert "merged-before" not in shell("audit b --model merged")
+    assert "merged-before" not in shell("audit a --model model")
     shutil.copytree("a", "moved")
     shell.refused("merge merged moved -o twice")
     shell("generate 'the cat' --model merged --adapter b --tokens 2")
