@@ -514,3 +514,15 @@ def test_a_worthless_check_is_refused(error, f, params, grads, settings, said):
     with pytest.raises(error) as caught:
         gradcheck(f, params, grads, **settings)
     assert str(caught.value) == said
+
+
+def test_a_function_that_reads_another_array_is_asked_about_it():
+    """A closure over the outer arrays has slopes of zero, whatever gradient is claimed."""
+    p = {"x": np.arange(1.0, 4.0), "y": np.ones(2)}
+    claimed = {"x": 2 * p["x"], "y": 2 * p["y"]}
+    with pytest.raises(GradientError, match="every measured slope is zero: does f read 'x' from the dict") as wrong:
+        gradcheck(lambda q: (p["x"] ** 2).sum() + (q["y"] ** 2).sum(), p, claimed)
+    assert "does f read 'y'" not in str(wrong.value)
+    with pytest.raises(GradientError) as wrong:
+        gradcheck(lambda q: (q["x"] ** 2).sum() + (q["y"] ** 2).sum(), p, claimed | {"x": p["x"]})
+    assert "does f read" not in str(wrong.value)
