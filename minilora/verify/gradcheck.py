@@ -95,7 +95,6 @@ class BlockReport:
     right: float | None = None  # the slope on its right
     unread: bool = False  # whether every measured slope is exactly zero
     passed: bool = True  # whether the error is within the tolerance
-    flat: bool = False  # whether every measured slope is zero, as if f did not read the array
 
     @property
     def ratio(self) -> float:
@@ -110,8 +109,6 @@ class BlockReport:
             sentences.append(f"every measured slope is 0: does f read {self.name!r} from the dict it is handed?")
         if self.factor is not None:
             sentences.append(f"every slope is off by the same factor, {self.factor:.9g}")
-        if self.flat:
-            sentences.append(f"every measured slope is zero: does f read {self.name!r} from the dict it is handed?")
         if self.left is not None:
             sentences.append(f"a kink, with slope {self.left:z.9g} on the left, {self.right:z.9g} on the right")
         return sentences
@@ -306,7 +303,7 @@ class _Tried:
 
 def _explain(block: BlockReport, slopes: Slopes, slope: SlopeOf, t: _Tried, rng: np.random.Generator) -> BlockReport:
     """Add details to a failed block: its worst entry, a common factor of all slopes, a kink."""
-    way, block = t.way(t.worst), replace(block, flat=not t.numeric.any())
+    way = t.way(t.worst)
     if block.worst is None:
         worst = _search(block.name, slope, t.claimed, rng)
         analytic, numeric = float(t.claimed[worst]), slope(block.name, _entry(block.shape, worst))

@@ -388,12 +388,6 @@ def test_a_steep_function_is_measured_by_shorter_steps(f, slope, x):
     assert wrong(report).left is None
 
 
-def test_a_function_that_reads_another_dict_is_told():
-    params = {"x": np.array([1.0, 2.0])}
-    report = failed(lambda p: (params["x"] ** 2).sum(), 2 * params["x"], params)
-    assert "x: every measured slope is 0: does f read 'x' from the dict it is handed?" in str(report)
-
-
 def test_a_kink_across_a_direction_alone_is_found_there():
     """Along each axis the function is smooth at this point; between the axes it is not."""
     f = of(lambda x: max(0.0, min(x)) + x.sum())
@@ -520,7 +514,7 @@ def test_a_function_that_reads_another_array_is_asked_about_it():
     """A closure over the outer arrays has slopes of zero, whatever gradient is claimed."""
     p = {"x": np.arange(1.0, 4.0), "y": np.ones(2)}
     claimed = {"x": 2 * p["x"], "y": 2 * p["y"]}
-    with pytest.raises(GradientError, match="every measured slope is zero: does f read 'x' from the dict") as wrong:
+    with pytest.raises(GradientError, match="every measured slope is 0: does f read 'x' from the dict") as wrong:
         gradcheck(lambda q: (p["x"] ** 2).sum() + (q["y"] ** 2).sum(), p, claimed)
     assert "does f read 'y'" not in str(wrong.value)
     with pytest.raises(GradientError) as wrong:
