@@ -108,6 +108,14 @@ PRESSED = {  # what is called when Ctrl-C comes in step 3, and how often it was 
 }
 
 
+@pytest.fixture(autouse=True)
+def usual_interrupts():
+    """A job in the background ignores SIGINT, and so do its tests."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @contextlib.contextmanager
 def signalled(owner, name, *calls):
     """Send SIGINT to this process in these calls of a function, before it does anything."""
