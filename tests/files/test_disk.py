@@ -20,6 +20,7 @@ from minilora.files.disk import (
     RegularFile,
     check_new_file,
     is_new_or_empty,
+    model_format,
     member,
     parse_json,
     read_json,
@@ -33,6 +34,7 @@ from minilora.files.disk import (
 )
 from minilora.files.tensors import TensorFile
 
+from ..support.compare import refused
 from ..support.disk import Killed, contents, cut_at
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -399,6 +401,13 @@ def test_a_new_name_or_an_empty_folder_is_free(tmp_path, place, free):
     assert is_new_or_empty(tmp_path / place) is free
 
 
+def test_a_file_of_another_format_is_no_model(tmp_path):
+    (tmp_path / "m.bin").write_bytes(b"")
+    said = "expected a folder with config.json, a .gguf file or a .npz file"
+    with refused(f"'{tmp_path / 'm.bin'}': {said}"):
+        model_format(tmp_path / "m.bin")
+
+
 def test_a_file_that_is_there_is_replaced_only_where_asked(tmp_path):
     there = tmp_path / "log"
     there.write_text("own\nlines")
@@ -409,6 +418,6 @@ def test_a_file_that_is_there_is_replaced_only_where_asked(tmp_path):
         check_new_file("the log", there, False, b"own")
     for foreign in (b"lines", b"Own"):
         with pytest.raises(
-            ValueError, match=r"'.*log' was not written by minilora, so --overwrite does not replace it: "
+            ValueError, match=r"^the log '.*log' was not written by minilora, so --overwrite does not replace it: "
         ):
             check_new_file("the log", there, True, foreign)

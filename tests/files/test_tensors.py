@@ -125,6 +125,27 @@ def test_a_file_cut_after_it_was_opened_is_refused(file):
             read("a")
 
 
+def test_a_shape_that_numpy_refuses_is_named(tmp_path):
+    """Of no entries, yet with an axis too long for any array."""
+    text = json.dumps({"x": {"dtype": "F32", "shape": [0, 2**62], "data_offsets": [0, 0]}}).encode()
+    (tmp_path / "f").write_bytes(len(text).to_bytes(8, "little") + text)
+    with pytest.raises(FileRefused, match=rf"^'{tmp_path / 'f'}': 'x': array is too big"):
+        TensorFile(tmp_path / "f").read("x")
+
+
+@pytest.mark.parametrize(("before", "after"), [({}, "pt"), ({"format": "np", "note": "kept"}, "np")])
+def test_a_note_is_added_to_the_metadata(tmp_path, before, after):
+    """transformers requires a format, so a file without one gets "pt"."""
+    save_file({"x": np.ones(2)}, tmp_path / "f", before)
+    file = TensorFile(tmp_path / "f")
+    for words in ("a", "b"):
+        numbers = file.path.read_bytes()[len(file.header) :]
+        (tmp_path / "g").write_bytes(file.header_with("key", words) + numbers)
+        file = TensorFile(tmp_path / "g")
+    assert file.metadata == before | {"format": after, "key": "a b"}
+    assert load_file(tmp_path / "g")["x"].tolist() == [1.0, 1.0]
+
+
 def test_a_disk_that_cannot_be_read_is_named(file, monkeypatch):
     def broken(*args, **more):
         raise OSError(errno.EIO, "Input/output error")
