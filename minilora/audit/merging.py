@@ -165,7 +165,10 @@ class Comparer:
             if TRAINABLE_TOKENS in path:
                 module, end = path.partition(".token_adapter.")[0].removesuffix(f".{TRAINABLE_TOKENS}_delta"), "weight"
             place, _ = spellings.place(module, Module(module, self.adapter.tensors, {}))
-            whole[f"{module if place is None else place}.{end}"] = key
+            units = [f"{module if place is None else place}.{end}"]
+            if units == [self.table] and module.rpartition(".")[2] == HEAD and HEAD_WEIGHT in self.names:
+                units = [HEAD_WEIGHT, *(units if self.still_tied else ())]  # the merged model has its own head
+            whole |= dict.fromkeys(units, key)
         return whole
 
     def updates(self, path: str, unit: str, *, repacked: bool = False) -> dict[tuple[int, int], Update]:

@@ -29,8 +29,12 @@ IGNORED_SETTINGS = re.compile(
 """Matches settings that do not change what a model computes; vocabulary and tying are compared with the tensors."""
 HARMLESS = ("max_position_embeddings",)
 """Settings that limit an input without changing the numbers that are computed for it."""
+SIZE_SETTINGS = ("model_type", "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
+"""Settings that every save has; without one, a loader takes the default of its class."""
 WINDOW_SETTINGS = ("sliding_window", "use_sliding_window", "layer_types", "max_window_layers")
-MISSING = "missing"
+MISSING, QUANTIZATION = "missing", "quantization_config"
+DYNAMIC_ROPE = {"dynamic", "yarn", "longrope"}
+"""Rotary settings that depend on the largest number of positions."""
 
 
 def text_settings(model: ModelHeaders) -> Mapping[str, Any]:
@@ -50,21 +54,30 @@ def other_settings(base: ModelHeaders, merged: ModelHeaders) -> tuple[list[str],
     """Return texts about the settings by which the merged model computes something else, and about any others."""
     if base.is_gguf or merged.is_gguf or not base.config:
         return [], []
-    if not merged.config:
+    if not merged.config and not (merged.path / MODEL_CONFIG).exists():
         return [], ["the file is missing"]
     ours, theirs = _as_read(base.config), _as_read(merged.config)
     if ours is None or theirs is None:
         ours, theirs = ({"is_causal": True, **dict(_one_by_one(model.config))} for model in (base, merged))
-    wrong: list[str] = []
+    settings = text_settings(base), text_settings(merged)
+    wrong = [f"{name} is missing" for name in SIZE_SETTINGS if name in settings[0] and settings[1].get(name) is None]
     beside: list[str] = []
+    if merged.config.get(QUANTIZATION) and not base.config.get(QUANTIZATION):
+        beside.append(f"{QUANTIZATION} is there")
+    harmless = () if DYNAMIC_ROPE & set(map(str, ours.values())) else HARMLESS
     for name in dict.fromkeys([*ours, *theirs]):
         one, other = (settings.get(name, MISSING) for settings in (ours, theirs))
-        if one != other and not (one in (None, MISSING) and other in (None, MISSING)):
+        if (
+            one != other
+            and not (one in (None, MISSING) and other in (None, MISSING))
+            and f"{name} is missing" not in wrong
+        ):
             shown = [x if x is MISSING else short(x, 40) for x in (other, one)]
             text = (
                 "other rotary frequencies" if name == "frequencies" else f"{name} is {shown[0]} instead of {shown[1]}"
             )
-            (beside if MISSING in (one, other) or name in HARMLESS else wrong).append(text)
+            unknown = MISSING in (one, other) and not name.rpartition("rope.")[1]
+            (beside if unknown or name in harmless else wrong).append(text)
     return wrong, beside
 
 
@@ -78,9 +91,11 @@ def _as_read(config: Mapping[str, Any]) -> dict[str, Any] | None:
     kind, context = read["model_type"], read["max_position_embeddings"]
     window = config.get("sliding_window", MODEL_KINDS[kind].defaults.get("sliding_window"))
     used = config.get("use_sliding_window") is True if kind.startswith("qwen") else kind != "llama"
-    windows: dict[str, Any] = {"sliding_window": None}
+    windows: dict[str, Any] = {"sliding_window": None, "layer_types": None}
+    if not used and "sliding_attention" in (config.get("layer_types") or ()):  # which then has no window
+        windows["layer_types"] = config["layer_types"]
     if used and type(window) is int and (context is None or window < context):
-        windows = {name: config.get(name) for name in WINDOW_SETTINGS[2:]} | {"sliding_window": window}
+        windows |= {name: config.get(name) for name in WINDOW_SETTINGS[2:]} | {"sliding_window": window}
     mixture = {} if read["mixture"] is None else vars(read["mixture"])
     apart = ("rope", "vocab_size", "mixture", TIE)
     return {name: value for name, value in read.items() if name not in apart} | mixture | windows

@@ -90,7 +90,7 @@ from .peft import (
     config_text,
     is_module_path,
 )
-from .tensors import in_dtype, write_tensors
+from .tensors import MODEL_CONFIG, in_dtype, write_tensors
 
 __all__ = ["load_adapter", "save_adapter"]
 
@@ -321,6 +321,8 @@ def _write(path: Path, tensors: Mapping[str, np.ndarray], notes: Mapping[str, st
 def check_adapter_target(path: Path) -> None:
     """Require a new or existing folder that an adapter can be written to."""
     check_writable(path)
+    if os.path.lexists(path / MODEL_CONFIG):  # a program that loads the model would apply the adapter, too
+        raise ValueError(f"save {str(path)!r} is the folder of a model, expected one for the adapter alone")
     for name in (WEIGHTS_NAME, CONFIG_NAME):
         check_replaceable(path / name)
 

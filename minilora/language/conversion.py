@@ -54,7 +54,7 @@ def check_keys(record: Mapping[str, Any], read: Iterable[str]) -> None:
     lost = [key for key in LOST if key not in {*read} and record.get(key) not in EMPTY]
     lost = [key for key in lost if LOST[key] != EQUAL or record[key] != 1]
     if "label" in lost and record["label"] == 0:  # or false, as in rows for KTO
-        good = f"select(.label != {json.dumps(record['label'])}) | del(.label)"
+        good = "select(.label == null or .label == true or .label == 1) | del(.label)"
         raise ValueError(f"its label marks a bad answer, but {PREFERENCES}: jq -c '{good}' keeps the good ones")
     if lost:
         program, used = conversion(record)

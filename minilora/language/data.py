@@ -141,7 +141,7 @@ def _of_file(
             raise BadLines(path, bad)
         examples = read_examples(lines, source, bad)
         if bad and skipped is None:
-            raise BadLines(path, bad)
+            raise BadLines(path, bad, "--skip-bad FILE writes such lines with their reasons to a file, and skips them")
         if skipped is not None:
             skipped += [line._replace(file=str(path)) for line in sorted(bad)]
         return of_examples(path, examples, length, source.tokenizer, share, measured)
@@ -235,10 +235,10 @@ class BadLine(NamedTuple):
 class BadLines(FileRefused):
     """A file has unusable lines. The message describes a single one, or counts them; `more` lists several."""
 
-    def __init__(self, path: Path, bad: Sequence[BadLine]) -> None:
+    def __init__(self, path: Path, bad: Sequence[BadLine], hint: str = "") -> None:
         reasons = by_reason(bad)
         super().__init__(path, reasons[0] if len(bad) == 1 else f"{len(bad):,} lines cannot be used:")
-        self.more = [] if len(bad) == 1 else reasons
+        self.more = [*(reasons if len(bad) > 1 else ()), *filter(None, [hint])]
 
 
 def by_reason(bad: Iterable[BadLine]) -> list[str]:

@@ -530,6 +530,9 @@ def plus(name, array):
 
 BIAS = plus(f"{Q0}.bias", np.ones(N, "f4"))
 TIED = LLAMA | {"tie_word_embeddings": True}
+SIZES = ("model_type", "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
+SCALED = {"type": "yarn", "factor": 2.0, "original_max_position_embeddings": 32}
+YARN, QWEN = LLAMA | {"rope_scaling": SCALED}, LLAMA | {"model_type": "qwen2", "architectures": None}
 FOLDERS = {
     "the same": (LLAMA, None, {}, "RIGHT", None),
     "another rope": (LLAMA, None, {"rope_theta": 5e5}, "WRONG", "other rotary frequencies, so the model computes"),
@@ -585,6 +588,18 @@ FOLDERS = {
                "1 of 4 modules cannot be compared: the merged model is quantised ('model.safetensors' "),
     "a norm in FP8": (LLAMA, of([NORM], lambda a: a.astype(FLOAT8)), {}, "UNDECIDED",
                       "1 tensor cannot be compared: the merged model is quantised ('model.safetensors' has"),
+    **{f"no {name}": (LLAMA, None, {name: None}, "WRONG", f"{name} is missing") for name in SIZES},
+    "settings of nothing": (LLAMA, None, dict.fromkeys(LLAMA), "WRONG", "model_type is missing"),
+    "a rope's setting more": (YARN, None, {"rope_scaling": SCALED | {"attention_factor": 3.0}}, "WRONG",
+                              "rope.attention_factor is 3.0 instead of missing"),
+    "a rope's setting less": (YARN, None, {"rope_scaling": {"type": "yarn", "factor": 2.0}}, "WRONG",
+                              "rope.original_max_position_embeddings is missing instead of 32"),
+    "another context of yarn": (YARN, None, {"max_position_embeddings": 8}, "WRONG", "max_position_embeddings is 8"),
+    "sliding layers without a window": (
+        QWEN, None, {"layer_types": ["sliding_attention"], "sliding_window": 4}, "WRONG",
+        "layer_types is ['sliding_attention'] instead of None"),
+    "quantised by its settings": (LLAMA, None, {"quantization_config": {"quant_method": "fp8"}}, "RIGHT",
+                                  "; config.json differs: quantization_config is there"),
     "packed": (LLAMA, lambda x: of(["q_proj"], lambda a: a.astype("u4"))(renamed("q_proj.weight", "q_proj.qweight")(x)),
                {}, "UNDECIDED", "1 of 4 modules cannot be compared: the merged model is quantised"),
 }  # fmt: skip
@@ -601,6 +616,22 @@ def test_the_whole_folder_decides_what_is_right(tmp_path, what):
     assert report.word == word, str(report)
     told = " ".join([report.text, *(one.says for one in report.found)])
     assert said in told if said else told.endswith("from the exact sum)")
+
+
+@pytest.mark.parametrize("merged", [("own", False), ("both", True), ("table", True)])
+def test_a_saved_head_of_a_tied_model_may_stand_alone(tmp_path, merged):
+    """PEFT unties the head that it trains; a program may also train the shared array."""
+    world, (place, tied) = World(tmp_path, FLOATS["F32"]), merged
+    arrays = without(HEAD)(world.arrays)
+    base = written(tmp_path / "tied", arrays, TIED)
+    file, trained = world.adapter / "adapter_model.safetensors", world.arrays[HEAD] + 1
+    save_file(load_file(file) | {"base_model.model.lm_head.weight": trained}, file)
+    own = {"own": {HEAD: trained}, "both": {HEAD: trained, TABLE: trained}, "table": {TABLE: trained}}[place]
+    folder = written(tmp_path / "merged", without(HEAD)(world.merged()) | own, TIED | {"tie_word_embeddings": tied})
+    report = audit(world.adapter, base, merged=folder)
+    assert report.word == "RIGHT", str(report)
+    stale = written(tmp_path / "stale", without(HEAD)(world.merged()) | {HEAD: arrays[TABLE]}, LLAMA)
+    assert audit(world.adapter, base, merged=stale).word == "WRONG"
 
 
 def test_a_base_of_few_bits_is_not_compared(tmp_path):

@@ -20,8 +20,8 @@ from minilora.files.disk import (
     RegularFile,
     check_new_file,
     is_new_or_empty,
-    model_format,
     member,
+    model_format,
     parse_json,
     read_json,
     read_start,
@@ -342,6 +342,14 @@ def test_a_place_that_takes_no_adapter_is_said_in_full(tmp_path, monkeypatch):
         save_adapter(tmp_path / "new" / "a", layers(*OLD))
     assert str(error.value) == f"'{tmp_path / 'new' / 'a'}': the folder '{tmp_path}' is not writable"
     assert contents(tmp_path) == {"file": b"precious"}
+
+
+def test_a_models_folder_takes_no_adapter(tmp_path):
+    """A program that loads the model would apply the adapter, too."""
+    (tmp_path / "config.json").write_text("{}")
+    with refused(f"save '{tmp_path}' is the folder of a model, expected one for the adapter alone", ValueError):
+        save_adapter(tmp_path, layers(*OLD))
+    assert contents(tmp_path) == {"config.json": b"{}"}
 
 
 def test_files_of_others_beside_the_target_stay(tmp_path):

@@ -101,7 +101,8 @@ def test_rows_of_preferences_say_what_is_trained(row):
 def test_a_bad_answer_is_not_learned_as_a_good_one(label):
     for kind in KINDS:
         (program,) = programs({**kind, "label": label})
-        assert run(program, {**kind, "label": label}, {**kind, "label": True}, kind) == [kind, kind]
+        others = [{**kind, "label": other} for other in (0, False, -1, "bad", 0.2)]
+        assert run(program, {**kind, "label": label}, {**kind, "label": True}, kind, *others) == [kind, kind]
         checked({**kind, "label": True})
 
 

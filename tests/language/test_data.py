@@ -306,17 +306,18 @@ def test_the_summary_says_what_a_length_loses(load):
 
 def test_all_bad_lines_are_reported_at_once(load, tmp_path):
     """Lines with the same reason are reported together, and at most ten reasons."""
+    hint = "--skip-bad FILE writes such lines with their reasons to a file, and skips them"
     for start in range(0, len(LINES), 10):
         with pytest.raises(FileRefused) as error:
             load([GOOD, *BAD[start:], {**GOOD, "weight": 1, "id": 3, "source": "a book"}])
         assert str(error.value) == f"'{tmp_path / 'e.jsonl'}': {len(BAD[start:])} lines cannot be used:"
         told = [f"line {line}: {why}" for line, (_, why) in enumerate(LINES[start : start + 10], 2)]
         more = [f"... and {len(BAD[start:]) - 10} more lines"] if len(BAD[start:]) > 10 else []
-        assert error.value.more == told + more
+        assert error.value.more == [*told, *more, hint]
     with pytest.raises(FileRefused) as error:
         load([BAD[1], GOOD, *[BAD[2]] * 21, BAD[1]])
     first = ", ".join(map(str, range(3, 23)))
-    assert error.value.more == [f"2 lines (1, 24): {LINES[1][1]}", f"21 lines ({first}, ...): {LINES[2][1]}"]
+    assert error.value.more == [f"2 lines (1, 24): {LINES[1][1]}", f"21 lines ({first}, ...): {LINES[2][1]}", hint]
 
 
 def test_bad_lines_are_skipped_and_returned(load, monkeypatch, tmp_path):

@@ -174,7 +174,8 @@ def load_template(model: str | Path) -> ChatTemplate:
     """Read the chat template of a model: a Hugging Face folder, or a .gguf file."""
     path = check_path("model", model)
     if (kind := model_format(path)) == ".npz":
-        raise FileRefused(path, "there is no chat template; only a folder or a .gguf file can have one")
+        other = "a chat model, such as --model smollm2, or rows of prompt and completion"
+        raise FileRefused(path, f"there is no chat template for messages: take {other}")
     return _from_folder(path) if kind == "folder" else _from_gguf(path)
 
 

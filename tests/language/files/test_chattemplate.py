@@ -90,7 +90,10 @@ def test_a_model_without_a_template_is_refused(tmp_path, config, message):
     with pytest.raises(FileRefused, match=message):
         load_template(write(tmp_path / "m", config))
     (tmp_path / "m.npz").write_bytes(b"")
-    with pytest.raises(FileRefused, match=r"there is no chat template; only a folder or a \.gguf file can have one"):
+    with pytest.raises(
+        FileRefused,
+        match=r"there is no chat template for messages: take a chat model, .* or rows of prompt and completion$",
+    ):
         load_template(tmp_path / "m.npz")
 
 
