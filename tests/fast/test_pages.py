@@ -10,17 +10,19 @@ from minilora.fast import keep_pages
 
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="glibc's malloc is Linux's")
 COUNT = """
-import resource, sys
+import resource, sys, threading
 from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from minilora.fast import keep_pages
 
-def step():
-    return [np.ones(size) for size in (400_000, 300_000, 8_000_000)]  # 3.2, 2.4 and 64 MB
+def step(all_at_once):
+    kept = [np.ones(size) for size in (400_000, 300_000, 8_000_000)]  # 3.2, 2.4 and 64 MB
+    all_at_once.wait()  # on a busy machine one thread might otherwise end before the next begins
 
 def turn():
+    all_at_once = threading.Barrier(threads)
     with ThreadPoolExecutor(threads) as pool:  # new threads each time, as `accumulate` has them
-        for _ in pool.map(lambda _: step(), range(threads)):
+        for _ in pool.map(lambda _: step(all_at_once), range(threads)):
             pass
 
 if sys.argv[1] == "keep" and not keep_pages():
