@@ -38,8 +38,8 @@ def test_a_step_behind_the_last_has_its_factor(decay):
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        (("linear", 4, 4), "warmup is 4 of 4 steps, expected fewer: none has the whole rate"),
-        (("linear", 4, 5), "warmup is 5 of 4 steps, expected fewer: none has the whole rate"),
+        (("linear", 4, 4), "warmup is 4 of 4 steps, expected fewer: none has the full rate"),
+        (("linear", 4, 5), "warmup is 5 of 4 steps, expected fewer: none has the full rate"),
         (("linear", 0, 0), "steps must be at least 1, got 0"),
         (("linear", 4, -1), "warmup must be at least 0, got -1"),
         (("exponential", 4), "decay must be 'constant', 'linear' or 'cosine', got 'exponential'"),

@@ -142,11 +142,11 @@ def default_workers(backend: Backend) -> int:
 def check_recipe(recipe: Recipe) -> None:
     """Require parameters in range and writable paths, before anything is read."""
     for option in fields(recipe):
-        value, bounds = getattr(recipe, option.name), option.metadata["bounds"]
+        name, value, bounds = option_name(option.name), getattr(recipe, option.name), option.metadata["bounds"]
         if bounds and value is not None:
-            (check_integer if "at_least" in bounds else check_number)(option.name, value, **bounds)
+            (check_integer if "at_least" in bounds else check_number)(name, value, **bounds)
     if recipe.alpha is not None:
-        check_number("alpha", recipe.alpha, above=MIN_ALPHA, below=MAX_ALPHA)
+        check_number("--alpha", recipe.alpha, above=MIN_ALPHA, below=MAX_ALPHA)
     if recipe.steps is not None and recipe.epochs is not None:
         raise ValueError("--steps and --epochs both set the length of the training, expected only one of them")
     if isinstance(recipe.valid, float) and not 0 < recipe.valid <= 0.5:
@@ -375,7 +375,7 @@ def plan(recipe: ResolvedRecipe, data: Data, done: int | None) -> list[str]:
     """Describe the number of steps, and when and on how many rows the held-out loss is measured."""
     left, passes = recipe.steps - (done or 0), recipe.steps / math.ceil(len(data.X) / recipe.batch_size)
     lines = [f"time     {left} steps of {recipe.batch_size} {data.unit}{f', {recipe.steps} in all' if done else ''}: "]
-    lines[0] += f"{passes:.3g} passes over all {len(data.X):,}"
+    lines[0] += f"{passes:.3g} {'pass' if passes == 1 else 'passes'} over all {len(data.X):,}"
     measured = len(data.X_held)
     every = recipe.eval_interval(measured)
     times = math.ceil(recipe.steps / every) - (done or 0) // every + (done is None)
