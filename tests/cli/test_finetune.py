@@ -214,7 +214,7 @@ def test_where_measuring_takes_long_fewer_rows_are_named():
 def test_a_pass_ends_with_a_batch_of_its_own_rows():
     """Of 99 rows 24 batches of 4 and one of 3; of a training that goes on all steps count."""
     for steps, done, said in (
-        (25, None, "25 steps of 4 windows: 1 passes"),
+        (25, None, "25 steps of 4 windows: 1 pass"),
         (50, 20, "30 steps of 4 windows, 50 in all: 2 passes"),
         (5, 0, "5 steps of 4 windows: 0.2 passes"),
     ):
