@@ -133,7 +133,7 @@ def put_beside(model: Layer, target_modules: str | Sequence[str], beside: Callab
     def adapted(path: str, layer: Any) -> Layer:
         result = beside(path, layer)
         if not (isinstance(result, Layer) and is_adapted(result) and hasattr(result, "adapter")):
-            raise TypeError(f"beside({path!r}, ...) must return a Layer with adapter, merge(), got {kind_of(result)}")
+            raise TypeError(f"beside({path!r}, ...) must return a Layer with adapter and merge, got {kind_of(result)}")
         return result
 
     return _replaced(model, named_layers(model, target_modules), adapted)

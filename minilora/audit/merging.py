@@ -223,7 +223,7 @@ class Comparer:
             result.others[MODEL_CONFIG] = Verdict(WRONG, "config-differs", text)
         if os.path.exists(merged.path / CONFIG_NAME) and not os.path.exists(base.path / CONFIG_NAME):
             text = "a file of an adapter, which transformers applies to the model once more"
-            result.others[CONFIG_NAME] = Verdict(WRONG, "adapter-beside", text)
+            result.others[CONFIG_NAME] = Verdict(WRONG, "adapter-in-folder", text)
         if merged.config.get(TIE) is True and HEAD_WEIGHT in self.found and not self.still_tied:
             text = "config.json ties the head to the embedding, but they differ, and programs differ in which they read"
             self._note([HEAD_WEIGHT], Verdict(WRONG, "head-not-tied", text))

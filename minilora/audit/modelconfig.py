@@ -60,25 +60,20 @@ def other_settings(base: ModelHeaders, merged: ModelHeaders) -> tuple[list[str],
     if ours is None or theirs is None:
         ours, theirs = ({"is_causal": True, **dict(_one_by_one(model.config))} for model in (base, merged))
     settings = text_settings(base), text_settings(merged)
-    wrong = [f"{name} is missing" for name in SIZE_SETTINGS if name in settings[0] and settings[1].get(name) is None]
-    beside: list[str] = []
+    lost = [name for name in SIZE_SETTINGS if name in settings[0] and settings[1].get(name) is None]
+    wrong, others = [f"{name} is missing" for name in lost], list[str]()
     if merged.config.get(QUANTIZATION) and not base.config.get(QUANTIZATION):
-        beside.append(f"{QUANTIZATION} is there")
+        others.append(f"{QUANTIZATION} is there")
     harmless = () if DYNAMIC_ROPE & set(map(str, ours.values())) else HARMLESS
     for name in dict.fromkeys([*ours, *theirs]):
         one, other = (settings.get(name, MISSING) for settings in (ours, theirs))
-        if (
-            one != other
-            and not (one in (None, MISSING) and other in (None, MISSING))
-            and f"{name} is missing" not in wrong
-        ):
-            shown = [x if x is MISSING else short(x, 40) for x in (other, one)]
-            text = (
-                "other rotary frequencies" if name == "frequencies" else f"{name} is {shown[0]} instead of {shown[1]}"
-            )
-            unknown = MISSING in (one, other) and not name.rpartition("rope.")[1]
-            (beside if unknown or name in harmless else wrong).append(text)
-    return wrong, beside
+        if name in lost or one == other or (one in (None, MISSING) and other in (None, MISSING)):
+            continue
+        shown = [x if x is MISSING else short(x, 40) for x in (other, one)]
+        text = "other rotary frequencies" if name == "frequencies" else f"{name} is {shown[0]} instead of {shown[1]}"
+        unknown = MISSING in (one, other) and "rope." not in name
+        (others if unknown or name in harmless else wrong).append(text)
+    return wrong, others
 
 
 def _as_read(config: Mapping[str, Any]) -> dict[str, Any] | None:

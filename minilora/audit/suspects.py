@@ -101,7 +101,7 @@ class Sample:
         inside = np.arange(1, len(lows) + 1) - np.searchsorted(highs, lows)
         best = int(inside.argmax())
         at_one = float(np.mean((ends[0] <= 1) & (ends[1] >= 1)))
-        if at_one >= 0.98 * inside[best] / len(lows):  # then the best interval may lie beside 1 by chance
+        if at_one >= 0.98 * inside[best] / len(lows):  # then the best interval may miss 1 by chance
             return 1.0, 1.0, at_one
         return float(lows[best]), float(highs[np.searchsorted(highs, lows[best])]), float(inside[best] / len(lows))
 

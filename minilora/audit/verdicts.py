@@ -32,8 +32,8 @@ def summarize(comparison: MergeResult, landing: Landing) -> Summary:
     modules = comparison.modules
     wrong = [*_of_folder(comparison), *_of_modules(modules), *_of_names(comparison, landing), *_of_tensors(comparison)]
     right, lost, skipped = ([path for path, v in modules.items() if v.state == s] for s in (RIGHT, UNDECIDED, SKIPPED))
-    beside = _beside(comparison)
-    lines = [_counts(modules), *_rest(comparison), *(f"note: {text} [{code}]" for code, text in beside.items())]
+    notes = _notes(comparison)
+    lines = [_counts(modules), *_rest(comparison), *(f"note: {text} [{code}]" for code, text in notes.items())]
     if wrong:
         return Summary(WRONG.upper(), found=wrong, lines=lines)
     whole = [name for name, verdict in comparison.others.items() if verdict.state == RIGHT]
@@ -47,7 +47,7 @@ def summarize(comparison: MergeResult, landing: Landing) -> Summary:
     parts += [f"{counted(len(whole), 'fully trained tensor')}"] if whole else []
     text = f"merged correctly ({', '.join(parts)})"
     text += f"; {len(lost)} cannot be decided, since rounding loses their change" if lost else ""
-    text += "".join(f"; {also}" for also in beside.values())
+    text += "".join(f"; {also}" for also in notes.values())
     return Summary("RIGHT", text, lines=lines)
 
 
@@ -223,7 +223,7 @@ def _rest(comparison: MergeResult) -> Iterator[str]:
     yield from (f"note: not compared: {text} [not-compared]" for text in skipped[:3])
 
 
-def _beside(comparison: MergeResult) -> dict[str, str]:
+def _notes(comparison: MergeResult) -> dict[str, str]:
     """Return texts about what a loader would not mind, by their codes."""
     grown, texts = comparison.grown, {}
     if grown:
@@ -240,7 +240,7 @@ def _beside(comparison: MergeResult) -> dict[str, str]:
             f"experts are numbered {comparison.numbering}: transformers reads them in this order"
         )
     if comparison.settings:
-        texts["config-beside"] = f"config.json differs: {', '.join(comparison.settings[:3])}"
+        texts["config-may-differ"] = f"config.json differs: {', '.join(comparison.settings[:3])}"
     return texts
 
 

@@ -285,7 +285,7 @@ def save_adapter(
     read_as = Config(peft_type="LORA", target_modules=config["target_modules"], use_dora=config["use_dora"])
     if len({form.dora for form in forms.values()}) > 1:
         raise ValueError(
-            "only some of layers have DoRA's magnitude, and PEFT has one use_dora for all: save them in two folders"
+            "only some of the layers have DoRA's magnitude, and PEFT has one use_dora for all: save them in two folders"
         )
     read_as.check_targets({module: forms[module] for module in modules})
     text = config_text(config)
@@ -322,7 +322,7 @@ def check_adapter_target(path: Path) -> None:
     """Require a new or existing folder that an adapter can be written to."""
     check_writable(path)
     if os.path.lexists(path / MODEL_CONFIG):  # a program that loads the model would apply the adapter, too
-        raise ValueError(f"save {str(path)!r} is the folder of a model, expected one for the adapter alone")
+        raise ValueError(f"save {str(path)!r} is a model's folder, expected a separate one for the adapter")
     for name in (WEIGHTS_NAME, CONFIG_NAME):
         check_replaceable(path / name)
 

@@ -103,12 +103,10 @@ def merge_adapter(
     _check_out(out, weights, adapter, whole)
     if tied:
         _warn_of_a_tied_head(weights, tied, whole)
-    if not dry_run:
-        damaged: list[str] = []
-        _write(out, weights, folder, changes, others, damaged, progress)
-        if damaged:
-            what = f"NaN or infinity in {len(damaged)} tensors, the first is {short(damaged[0])}"
-            warnings.warn(f"{weights.path}: the base has {what}, and so has {str(out)!r}", stacklevel=2)
+    damaged = [] if dry_run else _write(out, weights, folder, changes, others, progress)
+    if damaged:
+        what = f"NaN or infinity in {len(damaged)} tensors, the first is {short(damaged[0])}"
+        warnings.warn(f"{weights.path}: the base has {what}, and so has {str(out)!r}", stacklevel=2)
     return changes
 
 
@@ -147,37 +145,37 @@ def _write(
     folder: AdapterFolder,
     changes: list[MergedTensor],
     others: Mapping[str, Path | bytes],
-    damaged: list[str],
     progress: bool,
-) -> None:
-    """Write the single file, or a folder of files, index and companions, which appears when it is complete."""
-    digest, total = (
-        folder.file.digest(),
-        sum(spec.end - spec.start for file in weights.files for spec in file.tensors.values()),
-    )
+) -> list[str]:
+    """Write the single file, or a folder of files, index and companions, which appears when it is complete.
+
+    Return the names of the tensors with NaN or infinity.
+    """
+    digest, damaged = folder.file.digest(), list[str]()
+    total = sum(spec.end - spec.start for file in weights.files for spec in file.tensors.values())
     with tqdm(total=total, unit="B", unit_scale=True, disable=None if progress else True) as bar:
         if weights.index is None and not others:
             with written_whole(out) as target:
-                _write_file(weights.files[0], target, folder, digest, changes, damaged, bar)
-            return
+                return _write_file(weights.files[0], target, folder, digest, changes, bar)
         with written_folder(out) as part:
             for file in weights.files:
                 with synced(part / file.path.name) as target:
-                    _write_file(file, target, folder, digest, changes, damaged, bar)
+                    damaged += _write_file(file, target, folder, digest, changes, bar)
             if weights.index is not None:
                 with synced(part / weights.index.name) as target:
                     target.write(weights.index_text)
             copy_companions(others, part)
+    return damaged
 
 
 def _write_file(
-    file: TensorFile, out: BinaryIO, folder: AdapterFolder, digest: str, changes: list[MergedTensor],
-    damaged: list[str], bar: tqdm,
-) -> None:  # fmt: skip
+    file: TensorFile, out: BinaryIO, folder: AdapterFolder, digest: str, changes: list[MergedTensor], bar: tqdm
+) -> list[str]:
     """Copy one file, merging the tensors that change, and record the adapter's digest in the header.
 
-    The names of tensors with NaN or infinity are appended to `damaged`.
+    Return the names of the tensors with NaN or infinity.
     """
+    damaged: list[str] = []
     changed = {change.name: change for change in changes}
     factors = lru_cache(maxsize=2)(folder.read)  # the two arrays of experts alternate
     out.write(file.header_with(MERGED_KEY, digest))
@@ -189,6 +187,7 @@ def _write_file(
                 damaged.append(name)
             out.write(raw.data)
             bar.update(raw.size)
+    return damaged
 
 
 def _merged(file: TensorFile, change: MergedTensor, arrays: list[np.ndarray]) -> Iterator[np.ndarray]:

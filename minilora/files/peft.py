@@ -322,7 +322,8 @@ def check_not_merged(weights: Weights, folder: AdapterFolder) -> None:
     marks = " ".join(file.metadata.get(MERGED_KEY, "") for file in weights.files)
     if marks.strip() and folder.file.digest() in marks:
         raise FileRefused(
-            weights.path, f"already has the adapter {folder.file.path.parent}, merged: use it without, or take its base"
+            weights.path,
+            f"already contains the adapter {folder.file.path.parent}: use the model without it, or give the base",
         )
 
 

@@ -246,11 +246,11 @@ def by_reason(bad: Iterable[BadLine]) -> list[str]:
     groups: dict[tuple[str, str], list[int]] = {}
     for line in sorted(bad, key=lambda line: (line.file, line.number)):
         groups.setdefault((line.file, line.reason), []).append(line.number)
-    told = [
-        f"{f'{file}, ' if file else ''}{f'{len(numbers):,} lines (' if numbers[1:] else 'line '}{line_numbers(numbers)}"
-        f"{')' if numbers[1:] else ''}: {reason}"
-        for (file, reason), numbers in groups.items()
-    ]
+    told = []
+    for (file, reason), numbers in groups.items():
+        several = f"{len(numbers):,} lines ({line_numbers(numbers)})"
+        which = several if len(numbers) > 1 else f"line {numbers[0]}"
+        told.append(f"{file}, {which}: {reason}" if file else f"{which}: {reason}")
     rest = sum(len(numbers) for numbers in [*groups.values()][REASONS:])
     return [*map(printable, told[:REASONS]), *([f"... and {rest:,} more lines"] if rest else [])]
 

@@ -398,15 +398,16 @@ class Slopes:
         return complex(self.number(self.f(self.moved(self.complex_params, name, by)))).imag / COMPLEX_STEP
 
     def central_slope(self, name: str, direction: np.ndarray) -> float:
-        """Return the slope along the direction by central differences at two steps, both shorter if f turns fast."""
+        """Return the slope along the direction by central differences at two steps, shorter ones where f is steep."""
         slope, best, h = math.nan, math.inf, self.step(name)
         for step in (h, h / 8, h / 64, h / 512):
             half, whole = (self.difference(name, direction, s) for s in (step / 2, step))
-            # Halving h quarters the h^2 error, so this combination cancels it. What is left is about its square.
+            # Halving h quarters the h^2 error, so this combination cancels it; an error of about its square remains.
             combined = (4 * half - whole) / 3
             error = abs(combined - half)
-            slope, best = (slope, best) if error >= best else (combined, error)
-            if not error > STEEP * max(1.0, abs(slope)):  # also NaN: f is not finite there
+            if not error >= best:  # NaN too: f is not finite there
+                slope, best = combined, error
+            if not error > STEEP * max(1.0, abs(slope)):
                 break
         return slope
 
@@ -424,7 +425,7 @@ class Slopes:
     def sides(self, name: str, direction: np.ndarray) -> tuple[float, float] | None:
         """Return the slopes on both sides of a kink, or None if there is no kink."""
         h, centre, seen = self.step(name) / 4, 0.0, []
-        for _ in range(3):  # closer each time: a smooth function that only turns fast becomes gradual
+        for _ in range(3):  # closer each time: the slope of a function that is only steep then changes gradually
             slopes = np.diff([self.at(name, direction, centre + k * h) for k in range(-4, 5)]) / h
             # Over eight steps a smooth function's slope changes gradually; across a kink, within two of them.
             changes = np.diff(slopes)

@@ -743,7 +743,7 @@ def test_no_change_is_told_where_the_base_is_not_finite(tmp_path, odd):
 
 
 def test_a_second_merge_has_one_name(tmp_path):
-    """Where rounding shows it in some modules alone, it is the cause of the others' factor too."""
+    """Where rounding shows it only in some modules, it is the cause of the others' factor too."""
     world = World(tmp_path, FLOATS["BF16"], size=0.02)
     arrays, name = world.merged(base=world.merged()), f"{UP0}.weight"
     arrays[name] = (world.arrays[name].astype("f8") + 2 * world.changes[UP0]).astype(world.dtype)

@@ -104,7 +104,8 @@ def test_an_adapter_is_not_applied_over_its_own_merge(folder, shell):
     shell("merge merged b -o both")
     for adapter, model in (("a", "merged"), ("a", "both"), ("b", "both")):
         said = (
-            f"'{model}/model.safetensors': already has the adapter {adapter}, merged: use it without, or take its base"
+            f"'{model}/model.safetensors': already contains the adapter {adapter}: use the model without it, or give "
+            "the base"
         )
         for command in (
             f"merge {model} {adapter} -o twice",

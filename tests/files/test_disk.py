@@ -347,7 +347,7 @@ def test_a_place_that_takes_no_adapter_is_said_in_full(tmp_path, monkeypatch):
 def test_a_models_folder_takes_no_adapter(tmp_path):
     """A program that loads the model would apply the adapter, too."""
     (tmp_path / "config.json").write_text("{}")
-    with refused(f"save '{tmp_path}' is the folder of a model, expected one for the adapter alone", ValueError):
+    with refused(f"save '{tmp_path}' is a model's folder, expected a separate one for the adapter", ValueError):
         save_adapter(tmp_path, layers(*OLD))
     assert contents(tmp_path) == {"config.json": b"{}"}
 

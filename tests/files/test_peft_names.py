@@ -264,7 +264,7 @@ A12, B31 = np.ones((1, 12)), np.ones((3, 1))
     ("layers", "message"),
     [
         ({"a": Adapter(A12, B31, 1), "b": DoRAAdapter(A12, B31, 1, magnitude=np.ones(3))},
-         "only some of layers have DoRA's magnitude, and PEFT has one use_dora for all: save them in two folders"),
+         "only some of the layers have DoRA's magnitude, and PEFT has one use_dora for all: save them in two folders"),
         ({"a": Adapter(A12, B31, 1, kind="conv2d")},
          "layers['a'] has in = 12 and the kernel (), which do not fit its kind of layer, 'conv2d'"),
         ({"a": Adapter(A12, B31, 1, kind="conv2d", kernel=(3,))},

@@ -142,7 +142,7 @@ class Folds(Layer):
 
 @pytest.mark.parametrize("made", [Folds(), BASE, None], ids=["Folds", "Linear", "None"])
 def test_only_adapted_layers_are_put_beside(made):
-    said = r"beside\('fc1', ...\) must return a Layer with adapter, merge\(\), got .+$"
+    said = r"beside\('fc1', ...\) must return a Layer with adapter and merge, got .+$"
     with pytest.raises(TypeError, match=said):
         put_beside(model_of(), ["fc1"], lambda path, layer: made)
 
