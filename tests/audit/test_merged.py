@@ -544,6 +544,11 @@ FOLDERS = {
     "no causal mask": (
         GPT2 | {"is_causal": None}, None, {"is_causal": False}, "WRONG",
         "is_causal is False instead of"),
+    "no causal mask, where the base has the default": (
+        {name: value for name, value in GPT2.items() if name != "is_causal"}, None, {"is_causal": False}, "WRONG",
+        "is_causal is False instead of True"),
+    "the default of a causal mask": (
+        {name: value for name, value in GPT2.items() if name != "is_causal"}, None, {"is_causal": True}, "RIGHT", None),
     "a setting more": (GPT2, None, {"scale": 2}, "RIGHT", "; config.json differs: scale is 2 instead of missing"),
     "dropout": (GPT2, None, {"attn_pdrop": 0.5, "dtype": "float16", "_name_or_path": "x"}, "RIGHT", None),
     "a shorter context": (LLAMA, None, {"max_position_embeddings": 8}, "RIGHT", "max_position_embeddings is 8 instead"),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from minilora.conformance.problems import bugs as table
-from minilora.conformance.problems.bugparts import swap_height_and_width
+from minilora.conformance.problems.bugparts import outputs_up_to_128, rows_up_to_128, swap_height_and_width
 from minilora.conformance.problems.bugs import BUGS, NUMERIC_CLAIMS
 from minilora.conformance.problems.kinds import KINDS
 from minilora.conformance.problems.tolerance import drawn
@@ -74,6 +74,14 @@ def test_the_live_page_has_the_sentences_of_the_table():
     assert len(pairs) == 3
     for label, flag in pairs:
         assert table.known(flag).says.startswith(label)
+
+
+@pytest.mark.parametrize(("part", "size"), [(rows_up_to_128, "n"), (outputs_up_to_128, "out_features")])
+def test_what_fits_into_a_tile_is_not_changed(part, size):
+    """A row that replaces nothing in a problem is no evidence there; one more row or output is beyond the tile."""
+    problem = KINDS["linear"].problems[0]
+    assert part(replace(problem, **{size: 128})) == {}
+    assert part(replace(problem, **{size: 129})) != {}
 
 
 def test_kernels_that_are_not_square_stay_as_they_are():
